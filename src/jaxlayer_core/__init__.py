@@ -1,0 +1,44 @@
+"""Core of jaxlayer: JAX models as Keras layers, whatever framework they are written in."""
+
+from jaxlayer_core.adapter import Adapter
+from jaxlayer_core.errors import (
+    AdapterError,
+    BackendError,
+    BuildError,
+    JaxLayerError,
+    MissingDependencyError,
+    ModuleError,
+    SignatureError,
+    StructureError,
+)
+from jaxlayer_core.functions import JaxLayer
+from jaxlayer_core.module_layer import ModuleLayer, as_layer
+from jaxlayer_core.pure import Annotated, Arguments, Outcome, PureModule, Variables
+from jaxlayer_core.registry import register_adapter, unregister_adapter
+from jaxlayer_core.rng import key_from_seed, stream_key
+from jaxlayer_core.signature import CallSignature
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "Annotated",
+    "Arguments",
+    "BackendError",
+    "BuildError",
+    "CallSignature",
+    "JaxLayer",
+    "JaxLayerError",
+    "MissingDependencyError",
+    "ModuleError",
+    "ModuleLayer",
+    "Outcome",
+    "PureModule",
+    "SignatureError",
+    "StructureError",
+    "Variables",
+    "as_layer",
+    "key_from_seed",
+    "register_adapter",
+    "stream_key",
+    "unregister_adapter",
+]

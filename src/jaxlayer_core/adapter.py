@@ -1,0 +1,60 @@
+"""The extension point: what a framework has to say so that its models become layers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from jaxlayer_core.pure import PureModule, PyTree
+
+
+class Adapter(abc.ABC):
+    """Turns one framework's models into `PureModule`s.
+
+    Subclass it, and make it known through the entry-point group `jaxlayer.adapters` (name:
+    the framework's package, value: the class) or `register_adapter`. One instance serves
+    the whole process; it keeps no state.
+
+    Attributes:
+        framework: import name of the framework's package, such as `"haiku"` or
+            `"flax.linen"`; objects are matched with it by the modules of their classes.
+    """
+
+    framework: ClassVar[str]
+
+    @abc.abstractmethod
+    def accepts(self, obj: Any) -> bool:
+        """Whether `obj` is a model of this framework."""
+
+    @abc.abstractmethod
+    def purify(
+        self,
+        obj: Any,
+        *,
+        method: Any = None,
+        training_arg: str | Iterable[str] | None = None,
+    ) -> PureModule:
+        """Makes the canonical form.
+
+        Args:
+            obj: a model that `accepts` said yes to.
+            method: which of its methods to call; None for the usual one.
+            training_arg: the train flag, where the user names it; see
+                `jaxlayer_core.signature.parse_training_arg`.
+
+        Raises:
+            SignatureError: there is no such method or flag.
+        """
+
+    def variables(self, given: Any) -> tuple[PyTree, PyTree]:
+        """Splits variables in the framework's own form into params and state.
+
+        Args:
+            given: what a user passed as `variables=`.
+
+        Returns:
+            Params and state; None for what is not there.
+        """
+        params, state = given
+        return params, state

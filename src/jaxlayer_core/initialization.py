@@ -1,0 +1,251 @@
+"""The first values of a model's variables: the user's where given, the model's own otherwise.
+
+Shapes come from tracing; values from the operations of the model's own `init` that they
+depend on, run when Keras asks for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlayer_core import backends, paths, specs
+from jaxlayer_core.errors import BuildError, StructureError
+from jaxlayer_core.paths import Path
+from jaxlayer_core.pure import Annotated, Arguments, PureModule, PyTree, Variables
+from jaxlayer_core.specs import ArraySpec
+from jaxlayer_core.structure import CallStructure, Packed
+from jaxlayer_core.variables import Pending, VariableTree, is_leaf
+
+_SIZES = (1, 2, 3, 4, 8, 16, 32)
+"""Sizes tried for unknown dimensions, where only the sizes' irrelevance is needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CallForm:
+    """What is known of a call before it runs.
+
+    Attributes:
+        structure: the call without its arrays.
+        specs: specs of the arrays.
+        values: the arrays, or () while there are none; used only by models whose initial
+            values depend on the data.
+    """
+
+    structure: CallStructure
+    specs: tuple[ArraySpec, ...]
+    values: tuple[Any, ...] = ()
+
+    def value(self, index: int, size: int) -> Any:
+        """An input to initialise with: the real one, or ones."""
+        if self.values and backends.current().is_concrete(self.values[index]):
+            return self.values[index]
+        return specs.placeholder(self.specs[index], size)
+
+
+InitFunction = Callable[[Any, Sequence[Any]], Packed]
+
+
+def init_function(
+    module: PureModule, structure: CallStructure, extra: Mapping[str, Any] | None = None
+) -> InitFunction:
+    """The module's init as a function of a key and the call's arrays.
+
+    Args:
+        module: must have an `init`.
+        structure: the call to initialise for.
+        extra: further keywords for the model, tried while looking for hidden flags.
+    """
+
+    def init(key: Any, arrays: Sequence[Any]) -> Packed:
+        assert module.init is not None
+        args, kwargs = structure.restore(arrays)
+        arguments = module.signature.complete(args, {**kwargs, **(extra or {})}, training=True)
+        return Packed.of(module.init(key, Arguments(*arguments)))
+
+    return init
+
+
+def shapes(module: PureModule, form: CallForm, key: jax.Array) -> Packed:
+    """Specs of the module's variables; dimensions may be unknown."""
+    init = init_function(module, form.structure)
+    inferred: Packed = specs.infer(
+        lambda arrays: init(arrays[0], arrays[1:]), [ArraySpec.of(key), *form.specs]
+    )
+    return inferred
+
+
+def plan(module: PureModule, form: CallForm, key: jax.Array, given: Sequence[VariableTree]) -> Variables:
+    """Decides leaf by leaf where its first value comes from.
+
+    Args:
+        module: must have an `init`.
+        form: the call to initialise for.
+        key: the key of the initialisation.
+        given: params and state that the user gave; their trees are None where not given.
+
+    Returns:
+        Params and state; leaves are the variables that exist, `Pending` for those to be
+        computed, and static values.
+
+    Raises:
+        StructureError: something given does not fit what the module needs.
+        BuildError: a shape is unknown.
+    """
+    init = init_function(module, form.structure)
+    if any(None in spec.shape for spec in form.specs):
+        out = shapes(module, form, key)
+        values = _Values(init, form, key, None)
+    else:
+        program = backends.current().InitProgram(
+            init, key, [spec.filled(()) for spec in form.specs]
+        )
+        out = jax.tree.map(ArraySpec.of, program.out)
+        values = _Values(init, form, key, program)
+    numbered = iter(range(len(out.arrays)))
+    needs = Packed(
+        [_Needed(spec, next(numbered)) for spec in out.arrays], out.treedef, out.statics
+    ).unpack()
+    merged = Variables(
+        *(
+            _merge(module, tree.tree, need)
+            for tree, need in zip(given, needs, strict=True)
+        )
+    )
+    owner = module.signature.owner
+    return Variables(*(_fill(owner, tree, values, form) for tree in merged))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Needed:
+    """A leaf that init makes: its spec and its number among init's results."""
+
+    spec: ArraySpec
+    number: int
+
+
+class _Values:
+    """Init's results, computed together when the first is asked for."""
+
+    def __init__(self, init: InitFunction, form: CallForm, key: jax.Array, program: Any) -> None:
+        self._init = init
+        self._form = form
+        self._key = key
+        self._program = program
+        self._wanted: set[int] = set()
+        self._results: list[Any] = []
+
+    def want(self, number: int) -> Callable[[], jax.Array]:
+        """Asks for one result; returns the function that gives it."""
+        self._wanted.add(number)
+
+        def result() -> jax.Array:
+            if not self._results:
+                self._evaluate()
+            value: jax.Array = self._results[number]
+            return value
+
+        return result
+
+    def _evaluate(self) -> None:
+        size = 1
+        with jax.ensure_compile_time_eval():
+            if self._program is None:
+                self._program, size = self._trace()
+            count = len(jax.tree.leaves(self._program.out))
+            self._results = self._program.evaluate(
+                self._key,
+                lambda index: self._form.value(index, size),
+                [number in self._wanted for number in range(count)],
+            )
+
+    def _trace(self) -> tuple[Any, int]:
+        """Traces at the first size that the model accepts; the results do not depend on it."""
+        failure: Exception | None = None
+        for size in _SIZES:
+            inputs = [s.filled([size] * s.shape.count(None)) for s in self._form.specs]
+            try:
+                return backends.current().InitProgram(self._init, self._key, inputs), size
+            except Exception as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+
+def _merge(module: PureModule, given: PyTree, needed: PyTree) -> PyTree:
+    """The given tree, with what may be missing from it added."""
+    if given is None:
+        return needed
+    if module.optional_groups and isinstance(given, Mapping) and isinstance(needed, Mapping):
+        missing = {name: tree for name, tree in needed.items() if name not in given}
+        present = {name: tree for name, tree in needed.items() if name in given}
+        _check(module.signature.owner, given, present)
+        return {**given, **missing}
+    _check(module.signature.owner, given, needed)
+    return given
+
+
+def _check(owner: str, given: PyTree, needed: PyTree) -> None:
+    """Compares what the user gave with what the module's init would make."""
+    have = dict(paths.flatten(given, is_leaf=is_leaf)[0])
+    problems = []
+    for path, leaf in paths.flatten(needed)[0]:
+        if not isinstance(leaf, _Needed):
+            continue
+        name = paths.show(path)
+        spec = leaf.spec
+        if path not in have:
+            problems.append(f"`{name}` is missing (expected shape {spec.shape})")
+            continue
+        shape, dtype = tuple(have[path].shape), jax.numpy.dtype(have[path].dtype)
+        if len(shape) != len(spec.shape) or any(
+            want not in (None, got) for got, want in zip(shape, spec.shape, strict=True)
+        ):
+            problems.append(f"`{name}` has shape {shape}, expected {spec.shape}")
+        elif _kind(dtype) != _kind(spec.dtype):
+            problems.append(f"`{name}` has dtype {dtype}, expected {jax.numpy.dtype(spec.dtype)}")
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise StructureError(
+            f"The variables given for {owner} do not fit it:\n  {shown}{more}\n"
+            "Give variables of the same model and configuration, or leave them out to have "
+            "them initialised."
+        )
+
+
+def _kind(dtype: Any) -> str:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return "key"
+    for kind in (np.bool_, np.integer, np.floating, np.complexfloating):
+        if jax.numpy.issubdtype(dtype, kind):
+            return kind.__name__
+    return str(dtype)
+
+
+def _fill(owner: str, tree: PyTree, values: _Values, form: CallForm) -> PyTree:
+    """Replaces what is needed by pending values."""
+
+    def pending(path: Path, leaf: Any) -> Any:
+        axes = None
+        if isinstance(leaf, Annotated):
+            leaf, axes = leaf.value, leaf.axes
+        if not isinstance(leaf, _Needed):
+            return leaf
+        if None in leaf.spec.shape:
+            unknown = [spec.shape for spec in form.specs if None in spec.shape]
+            raise BuildError(
+                f"The shape of `{paths.show(path)}` of {owner} depends on a dimension that is "
+                f"not known: it would be {leaf.spec.shape} for inputs of shape "
+                f"{', '.join(map(str, unknown))}. Give the size: keras.Input(shape=...) or "
+                "batch_shape=... without None there, or call the layer on data first."
+            )
+        spec = leaf.spec.filled(())
+        return Pending(spec, values.want(leaf.number), axes)
+
+    named, treedef = paths.flatten(tree, is_leaf=is_leaf)
+    return jax.tree_util.tree_unflatten(treedef, [pending(p, leaf) for p, leaf in named])

@@ -1,0 +1,38 @@
+"""The two places where Keras has no public word for what we need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import keras
+import optree
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+__all__ = ["adopt", "in_stateless_scope"]
+
+_NAMESPACE = "keras"
+
+
+def adopt(tree: Any) -> None:
+    """Teaches Keras the pytree node types of JAX that `tree` uses.
+
+    Keras flattens arguments and results with optree under its own namespace, where a
+    dataclass registered with JAX (`flax.struct`, a model's output class) would be one
+    opaque leaf. Registering it there makes functional models, `fit` and `predict` see the
+    arrays inside.
+    """
+    for leaf in keras.tree.flatten(tree):
+        if leaf is None or isinstance(leaf, jax.Array) or jax.tree_util.all_leaves([leaf]):
+            continue
+        cls = type(leaf)
+        optree.register_pytree_node(cls, _flatten_once, _unflatten, namespace=_NAMESPACE)
+        adopt(leaf)
+
+
+def _flatten_once(node: Any) -> tuple[list[Any], Any]:
+    return jax.tree_util.tree_flatten(node, is_leaf=lambda child: child is not node)
+
+
+def _unflatten(treedef: Any, children: Any) -> Any:
+    return jax.tree_util.tree_unflatten(treedef, children)

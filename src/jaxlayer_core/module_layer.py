@@ -1,0 +1,119 @@
+"""The Keras layer over a model that an adapter understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import keras
+
+from jaxlayer_core import registry
+from jaxlayer_core.adapter import Adapter
+from jaxlayer_core.layer import PureLayer
+from jaxlayer_core.pure import PureModule, PyTree
+
+
+@keras.saving.register_keras_serializable(package="jaxlayer")
+class ModuleLayer(PureLayer):
+    """Keras layer over a model of any framework that has an adapter.
+
+    Users of Haiku and Flax have `HaikuLayer` and `FlaxLayer`, which are this with the
+    framework's own words; `as_layer` makes this one for other frameworks.
+
+    Args:
+        module: the model.
+        adapter: its adapter, or the adapter's class or name; None to find it.
+        method: which of the model's methods to call; None for the usual one. A single call
+            can choose another: `layer(x, method="encode")`.
+        training_arg: the model's train flag, where it has an unusual name:
+            `"mode"`, or `"not frozen"` if it is True in inference; several as a tuple; `()`
+            for a model that must not be told.
+        params: initial params.
+        state: initial state.
+        **kwargs: see `PureLayer`.
+    """
+
+    adapter_class: ClassVar[type[Adapter] | None] = None
+    """The adapter whose models `as_layer` wraps in this class, for subclasses."""
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        adapter: str | Adapter | type[Adapter] | None = None,
+        method: Any = None,
+        training_arg: str | Iterable[str] | None = None,
+        params: PyTree = None,
+        state: PyTree = None,
+        **kwargs: Any,
+    ) -> None:
+        self.module = module
+        self.method = method
+        self._training_arg = training_arg
+        self._adapter_given = adapter
+        found = registry.resolve(module, adapter)
+
+        def purify(chosen: Any) -> PureModule:
+            return found.purify(
+                module,
+                method=method if chosen is None else chosen,
+                training_arg=training_arg,
+            )
+
+        super().__init__(purify, params=params, state=state, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Config with the model as Keras serialises it."""
+        serialize = keras.saving.serialize_keras_object
+        training_arg = self._training_arg
+        if training_arg is not None and not isinstance(training_arg, str):
+            training_arg = list(training_arg)
+        config = {
+            **super().get_config(),
+            "module": serialize(self.module),
+            "method": serialize(self._method_config()),
+            "training_arg": training_arg,
+        }
+        if isinstance(self._adapter_given, str):
+            config["adapter"] = self._adapter_given
+        return config
+
+    def _method_config(self) -> Any:
+        """The method, by name where it belongs to the model."""
+        owner = getattr(self.method, "__self__", None)
+        return self.method.__name__ if owner is not None else self.method
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ModuleLayer:
+        """Rebuilds the layer from `get_config()`."""
+        deserialize = keras.saving.deserialize_keras_object
+        objects = {name: deserialize(config[name]) for name in ("module", "method")}
+        layer: ModuleLayer = super().from_config({**config, **objects})
+        return layer
+
+
+def as_layer(module: Any, **options: Any) -> PureLayer:
+    """Makes a Keras layer of a model, whatever its framework.
+
+    Args:
+        module: a Flax module, a Haiku transform or module class, or an object of any
+            framework whose adapter is installed or registered.
+        **options: of the layer; see `ModuleLayer`.
+
+    Returns:
+        The layer.
+
+    Raises:
+        AdapterError: no adapter knows the object, or several do.
+        MissingDependencyError: its framework is not installed.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> as_layer(nn.Dense(2))(jnp.ones((4, 3))).shape
+        (4, 2)
+    """
+    adapter = registry.resolve(module, options.pop("adapter", None))
+    for cls in ModuleLayer.__subclasses__():
+        if cls.adapter_class is type(adapter):
+            return cls(module, **options)
+    return ModuleLayer(module, adapter=adapter, **options)

@@ -1,0 +1,195 @@
+"""Shapes with unknown dimensions: what a function returns for arrays nobody has yet.
+
+Keras builds models before it knows the batch size. JAX can trace with symbolic
+dimensions, but not every model allows that: one compares sizes, another adds two inputs
+whose unknown sizes happen to be the same. `infer` therefore climbs a ladder, from the
+most general assumption to concrete sizes, and takes the first that the model accepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+Shape = tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of an array; None stands for an unknown dimension."""
+
+    shape: Shape
+    dtype: Any
+
+    @classmethod
+    def of(cls, value: Any) -> ArraySpec:
+        """Spec of an array, a tracer, a `KerasTensor` or a NumPy value."""
+        dtype = value.dtype
+        if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+            dtype = jax.dtypes.canonicalize_dtype(dtype)
+        return cls(tuple(d if isinstance(d, int) else None for d in value.shape), dtype)
+
+    def filled(self, sizes: Sequence[Any]) -> jax.ShapeDtypeStruct:
+        """The spec with its unknown dimensions replaced, in order, by `sizes`."""
+        replacements = iter(sizes)
+        shape = tuple(next(replacements) if d is None else d for d in self.shape)
+        return jax.ShapeDtypeStruct(shape, self.dtype)
+
+
+Fill = list[list[Any]]
+"""For each spec, the sizes of its unknown dimensions."""
+
+
+def _unknown(specs: Sequence[ArraySpec]) -> list[list[int]]:
+    return [[axis for axis, d in enumerate(s.shape) if d is None] for s in specs]
+
+
+def _symbols(specs: Sequence[ArraySpec], name: Callable[[int, int], str], least: int) -> Fill:
+    """Names every unknown dimension by `name(array, axis)`, all at least `least`."""
+    names = [[name(i, axis) for axis in axes] for i, axes in enumerate(_unknown(specs))]
+    distinct = sorted({n for row in names for n in row})
+    constraints = [f"{n} >= {least}" for n in distinct] if least > 1 else []
+    scope = export.SymbolicScope(constraints)
+    table = {n: export.symbolic_shape(n, scope=scope)[0] for n in distinct}
+    return [[table[n] for n in row] for row in names]
+
+
+_SHARINGS: tuple[Callable[[int, int], str], ...] = (
+    lambda array, axis: f"d{array}_{axis}",  # every dimension its own symbol
+    lambda array, axis: "batch" if axis == 0 else f"d{array}_{axis}",
+    lambda array, axis: f"axis{axis}",  # arrays agree axis by axis
+    lambda array, axis: "d",  # all dimensions equal
+)
+_LEAST = (1, 2, 16)
+_PROBES = ((2, 3), (3, 5), (4, 8), (8, 16), (16, 32))
+
+
+def _fills(specs: Sequence[ArraySpec]) -> Iterator[Fill]:
+    """The symbolic rungs, without repeating one that names the dimensions alike."""
+    seen = set()
+    for sharing in _SHARINGS:
+        names = tuple(
+            sharing(i, axis) for i, axes in enumerate(_unknown(specs)) for axis in axes
+        )
+        partition = tuple(names.index(n) for n in names)
+        if partition in seen:
+            continue
+        seen.add(partition)
+        for least in _LEAST:
+            yield _symbols(specs, sharing, least)
+
+
+def _constant(specs: Sequence[ArraySpec], size: int) -> Fill:
+    return [[size] * len(axes) for axes in _unknown(specs)]
+
+
+def _evaluate(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec], fill: Fill) -> Any:
+    arrays = [spec.filled(sizes) for spec, sizes in zip(specs, fill, strict=True)]
+    return jax.eval_shape(fn, arrays)
+
+
+def _to_spec(leaf: Any) -> ArraySpec:
+    return ArraySpec(tuple(d if isinstance(d, int) else None for d in leaf.shape), leaf.dtype)
+
+
+def _merge(one: Any, other: Any) -> ArraySpec:
+    """Marks the dimensions in which two probes differ as unknown."""
+    if len(one.shape) != len(other.shape) or one.dtype != other.dtype:
+        raise TypeError(f"the result changes its kind with the input size: {one} and {other}")
+    shape = tuple(a if a == b else None for a, b in zip(one.shape, other.shape, strict=True))
+    return ArraySpec(shape, one.dtype)
+
+
+def infer(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Any:
+    """Specs of what `fn` returns, without running it.
+
+    Args:
+        fn: takes a list of arrays, returns a pytree of arrays.
+        specs: one spec per array.
+
+    Returns:
+        The pytree, its leaves `ArraySpec`.
+
+    Raises:
+        Exception: what `fn` itself raises on concrete sizes, if no rung works.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> infer(lambda xs: xs[0] @ jnp.ones((3, 4)), [ArraySpec((None, 3), jnp.float32)])
+        ArraySpec(shape=(None, 4), dtype=dtype('float32'))
+    """
+    if not any(_unknown(specs)):
+        return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, 0)))
+    failure: Exception | None = None
+    for fill in _fills(specs):
+        try:
+            return jax.tree.map(_to_spec, _evaluate(fn, specs, fill))
+        except Exception as error:  # the next rung assumes more; the last one tells
+            if failure is None and not _works_anywhere(fn, specs):
+                raise _concrete_failure(fn, specs) from error
+            failure = error
+    for sizes in _PROBES:
+        try:
+            one, other = (_evaluate(fn, specs, _constant(specs, size)) for size in sizes)
+            return jax.tree.map(_merge, one, other)
+        except Exception as error:
+            failure = error
+    # Only size 1 is left; nothing can be said about how the result grows with it.
+    one = _evaluate(fn, specs, _constant(specs, 1))
+    del failure
+    return jax.tree.map(_to_spec, one)
+
+
+def _works_anywhere(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> bool:
+    """Whether any concrete size works: if not, the model is at fault and not the ladder."""
+    for size in (2, 3, 4, 8, 16, 32, 1):
+        try:
+            _evaluate(fn, specs, _constant(specs, size))
+        except Exception:
+            continue
+        return True
+    return False
+
+
+def _concrete_failure(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Exception:
+    try:
+        _evaluate(fn, specs, _constant(specs, 2))
+    except Exception as error:
+        return error
+    raise AssertionError("unreachable: the caller saw every size fail")
+
+
+def placeholder(spec: ArraySpec, size: int = 1) -> Any:
+    """An array of ones (zeros where there is no one, as for keys) to initialise with.
+
+    Args:
+        spec: what is known of the array.
+        size: the size of its unknown dimensions.
+
+    Returns:
+        A NumPy array, or a typed key array.
+    """
+    shape = tuple(size if d is None else d for d in spec.shape)
+    if jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0, impl=spec.dtype).reshape(()) if not shape else jax.random.split(
+            jax.random.key(0), shape
+        )
+    return np.ones(shape, spec.dtype)
+
+
+def program_text(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> str | None:
+    """The traced program of `fn` as text, or None if `fn` raises for every size."""
+    for size in (2, 3, 4, 8, 16, 32, 1):
+        fill = _constant(specs, size)
+        arrays = [spec.filled(sizes) for spec, sizes in zip(specs, fill, strict=True)]
+        try:
+            return str(jax.make_jaxpr(fn)(arrays))
+        except Exception:
+            if not any(_unknown(specs)):
+                return None
+    return None

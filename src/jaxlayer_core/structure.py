@@ -1,0 +1,198 @@
+"""Arrays apart from everything else, so that the rest can be a static part of a program.
+
+Arguments mix arrays with strings, numbers and options; results sometimes do too. JAX
+compiles functions of arrays. `CallStructure` is what is left of a call when its arrays are
+taken out, and `Packed` carries a result's non-arrays through `jax.jit` unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlayer_core import paths, rng
+from jaxlayer_core.errors import StructureError
+from jaxlayer_core.pure import Arguments
+
+
+class Static:
+    """A value compared as a cache key must compare: `True`, `1` and `1.0` all differ."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def _key(self) -> Any:
+        value = self.value
+        try:
+            hash(value)
+        except TypeError:
+            return type(value), id(value)
+        return type(value), repr(value) if isinstance(value, float | complex) else value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value travels as an array: it has a shape and a dtype."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyData:
+    """Marks an array that is a typed PRNG key, which Keras cannot carry, as its data."""
+
+    impl: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CallStructure:
+    """A call without its arrays.
+
+    Attributes:
+        treedef: structure of `(args, kwargs)`.
+        leaves: per leaf None for an array, `KeyData` for a key, `Static` for the rest.
+        method: which method of the model is called; None for the layer's own.
+    """
+
+    treedef: Any
+    leaves: tuple[Static | KeyData | None, ...]
+    method: str | None = None
+
+    @classmethod
+    def of(
+        cls, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> tuple[list[Any], CallStructure]:
+        """Takes the arrays out of a call.
+
+        Returns:
+            The arrays, and the structure that puts them back.
+        """
+        values, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        arrays: list[Any] = []
+        leaves: list[Static | KeyData | None] = []
+        for value in values:
+            if not is_array(value):
+                leaves.append(Static(value))
+            elif rng.is_key(value):
+                leaves.append(KeyData(jax.random.key_impl(value)))
+                arrays.append(jax.random.key_data(value))
+            else:
+                leaves.append(None)
+                arrays.append(value)
+        return arrays, cls(treedef, tuple(leaves), method)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the call is one positional nest of arrays, as Keras' own layers take."""
+        args, kwargs = jax.tree_util.tree_unflatten(self.treedef, self.leaves)
+        return (
+            len(args) == 1
+            and not kwargs
+            and self.method is None
+            and all(leaf is None for leaf in self.leaves)
+        )
+
+    def restore(self, arrays: Sequence[Any]) -> Arguments:
+        """The arguments, with `arrays` in their places."""
+        remaining = iter(arrays)
+        values: list[Any] = []
+        for leaf in self.leaves:
+            if isinstance(leaf, Static):
+                values.append(leaf.value)
+            elif isinstance(leaf, KeyData):
+                values.append(jax.random.wrap_key_data(next(remaining), impl=leaf.impl))
+            else:
+                values.append(next(remaining))
+        args, kwargs = jax.tree_util.tree_unflatten(self.treedef, values)
+        return Arguments(tuple(args), dict(kwargs))
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """A tree whose non-array leaves ride along as static data.
+
+    Args:
+        arrays: the array leaves.
+        treedef: the whole structure.
+        statics: per leaf None for an array, `Static` for the rest.
+    """
+
+    def __init__(
+        self, arrays: Sequence[Any], treedef: Any, statics: tuple[Static | None, ...]
+    ) -> None:
+        self.arrays = list(arrays)
+        self.treedef = treedef
+        self.statics = statics
+
+    @classmethod
+    def of(cls, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Packed:
+        """Packs a tree; Python numbers become arrays."""
+        leaves, treedef = jax.tree_util.tree_flatten(tree, is_leaf=is_leaf)
+        arrays: list[Any] = []
+        statics: list[Static | None] = []
+        for leaf in leaves:
+            if is_array(leaf) or isinstance(leaf, bool | int | float | complex):
+                arrays.append(leaf)
+                statics.append(None)
+            else:
+                statics.append(Static(leaf))
+        return cls(arrays, treedef, tuple(statics))
+
+    def tree_flatten(self) -> tuple[list[Any], Any]:
+        """Pytree protocol."""
+        return self.arrays, (self.treedef, self.statics)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, arrays: Sequence[Any]) -> Packed:
+        """Pytree protocol."""
+        return cls(arrays, *aux)
+
+    def unpack(self) -> Any:
+        """The tree, with the array leaves as they are now."""
+        return self.replace(lambda leaf: leaf)
+
+    def replace(self, fn: Callable[[Any], Any]) -> Any:
+        """The tree, with `fn` applied to its array leaves."""
+        remaining = iter(self.arrays)
+        leaves = [fn(next(remaining)) if s is None else s.value for s in self.statics]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+
+def only_arrays(tree: Any, owner: str, drop: bool) -> Any:
+    """A result with array leaves only.
+
+    Args:
+        tree: what the model returned.
+        owner: the model's name, for errors.
+        drop: whether to put None in place of other leaves instead of refusing them.
+
+    Raises:
+        StructureError: a leaf is not an array and `drop` is False.
+    """
+    named, treedef = paths.flatten(tree)
+    leaves = []
+    for path, leaf in named:
+        if is_array(leaf) or isinstance(leaf, bool | int | float | complex | np.generic):
+            leaves.append(leaf)
+        elif drop:
+            leaves.append(None)
+        else:
+            raise StructureError(
+                f"{owner} returned a value that is not an array at `{paths.show(path)}` of its "
+                f"output: {leaf!r} of type {type(leaf).__name__}. A Keras layer returns arrays. "
+                "Make the layer with non_array_outputs='drop' to get None in its place."
+            )
+    return jax.tree_util.tree_unflatten(treedef, leaves)

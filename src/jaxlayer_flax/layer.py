@@ -1,0 +1,82 @@
+"""`FlaxLayer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from jaxlayer_core import ModuleLayer
+from jaxlayer_core.registry import resolve
+from jaxlayer_flax.linen import LinenAdapter
+
+
+@keras.saving.register_keras_serializable(package="jaxlayer")
+class FlaxLayer(ModuleLayer):
+    """Keras layer that runs a Flax module as its author wrote it.
+
+    `layer(*args, **kwargs)` takes the module's own arguments. Its train flag, whatever its
+    name and polarity, follows Keras' `training`. The initial variables are those of
+    `module.init(key, ...)` with the key `jaxlayer_core.key_from_seed([seed, 0])`, in
+    training mode. In a call, `rngs` has the streams that the module asks for, each
+    `jaxlayer_core.stream_key(key, name)` of the key of `layer.seed_generator`'s state.
+
+    Takes everything that `keras.layers.FlaxLayer` takes, with the same meaning.
+
+    Args:
+        module: a `flax.linen.Module` instance.
+        method: which method to call: a name, a bound method, or a function that takes the
+            module first; None for `__call__`. A single call can choose another by name:
+            `layer(x, method="encode")`.
+        variables: dict of collections, as `module.init` returns them; a FrozenDict and
+            boxed (`nn.Partitioned`) leaves are fine. Collections that are missing are
+            initialised.
+        training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
+        seed: integer seed; makes the initial weights and all draws reproducible.
+        native_serialization_platforms: accepted for compatibility with Keras; it concerns
+            the TensorFlow backend.
+        **kwargs: options of the layer, see `PureLayer`.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> layer = FlaxLayer(nn.Dense(2), seed=0)
+        >>> layer(jnp.ones((4, 3))).shape
+        (4, 2)
+        >>> layer.params["params"]["kernel"].path
+        'flax_layer/params/kernel'
+    """
+
+    adapter_class = LinenAdapter
+
+    def __init__(
+        self,
+        module: Any,
+        method: Any = None,
+        variables: Any = None,
+        *,
+        training_arg: str | Iterable[str] | None = None,
+        seed: int | None = None,
+        native_serialization_platforms: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        adapter = resolve(module, kwargs.pop("adapter", None))
+        params, state = (None, None) if variables is None else adapter.variables(variables)
+        self._native_serialization_platforms = native_serialization_platforms
+        super().__init__(
+            module,
+            adapter=adapter,
+            method=method,
+            params=params,
+            state=state,
+            training_arg=training_arg,
+            seed=seed,
+            **kwargs,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Config with the module as Keras serialises it."""
+        return {
+            **super().get_config(),
+            "native_serialization_platforms": self._native_serialization_platforms,
+        }

@@ -1,0 +1,249 @@
+"""Flax linen modules in canonical form."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+
+from jaxlayer_core import (
+    Adapter,
+    Annotated,
+    Arguments,
+    CallSignature,
+    Outcome,
+    PureModule,
+    SignatureError,
+    Variables,
+    stream_key,
+)
+from jaxlayer_core.signature import parse_training_arg
+from jaxlayer_flax import modes, roles
+from jaxlayer_flax.roles import Role
+
+_NEVER_MUTABLE = tuple(n for n, r in roles.ROLES.items() if r in (Role.PARAMS, Role.DROP))
+
+
+class LinenAdapter(Adapter):
+    """Adapts instances of `flax.linen.Module`.
+
+    Example:
+        >>> LinenAdapter().accepts(nn.Dense(3))
+        True
+    """
+
+    framework = "flax.linen"
+
+    def accepts(self, obj: Any) -> bool:
+        """Whether `obj` is a linen module."""
+        return isinstance(obj, nn.Module)
+
+    def purify(
+        self,
+        obj: Any,
+        *,
+        method: Any = None,
+        training_arg: str | Iterable[str] | None = None,
+    ) -> PureModule:
+        """Makes the canonical form of a module and one of its methods."""
+        return LinenModel(obj, method, training_arg).pure()
+
+    def variables(self, given: Any) -> tuple[Any, Any]:
+        """Splits a dict of collections into params and state."""
+        collections = clean(given)
+        params = {k: v for k, v in collections.items() if roles.role(k) is Role.PARAMS}
+        state = {k: collections[k] for k in roles.keep(collections)}
+        return params or None, state or None
+
+
+def clean(variables: Any) -> dict[str, Any]:
+    """Plain dicts, with Flax's metadata boxes turned into annotations."""
+
+    def unbox(leaf: Any) -> Any:
+        if isinstance(leaf, nn.Partitioned):
+            return Annotated(leaf.value, tuple(leaf.names))
+        return leaf.unbox() if isinstance(leaf, nn.meta.AxisMetadata) else leaf
+
+    plain: dict[str, Any] = flax.core.unfreeze(variables)
+    return jax.tree.map(unbox, plain, is_leaf=nn.meta.is_axis_metadata)
+
+
+class LinenModel:
+    """One method of one module.
+
+    It remembers what tracing has shown: the rng streams that each mode asks for, and
+    whether the flags of the modules inside have to be set from outside.
+
+    Args:
+        module: the module.
+        method: name, bound method or function of the module; None for `__call__`.
+        training_arg: names of train flags, or None.
+    """
+
+    def __init__(
+        self, module: nn.Module, method: Any, training_arg: str | Iterable[str] | None
+    ) -> None:
+        self._module = module
+        self._name = f"the Flax module {type(module).__name__}"
+        self._method = self._find_method(method)
+        self._streams: dict[bool, list[str]] = {True: [], False: []}
+        self._fill_children = False
+        self._signature, self._attributes = self._find_flags(training_arg)
+
+    def pure(self) -> PureModule:
+        """The canonical form."""
+        return PureModule(
+            init=self._init,
+            call=self._call,
+            signature=self._signature,
+            has_modes=bool(
+                self._signature.flags or self._attributes or modes.unset_flags(self._module)
+            ),
+            writes_in_inference=lambda path: roles.role(path[0]) is Role.CACHE,
+            scopes=((), ()),
+            optional_groups=True,
+        )
+
+    def _find_method(self, method: Any) -> Callable[..., Any]:
+        """The method as a function whose first argument is the module."""
+        if callable(method):
+            return getattr(method, "__func__", method)
+        found = getattr(type(self._module), method or "__call__", None)
+        if not callable(found):
+            own = [
+                name
+                for cls in type(self._module).__mro__
+                if issubclass(cls, nn.Module) and cls is not nn.Module
+                for name, value in vars(cls).items()
+                if inspect.isfunction(value) and name[:1] != "_" and name != "setup"
+            ]
+            raise SignatureError(
+                f"{self._name} has no method {method or '__call__'!r}. Its methods are: "
+                f"{', '.join(dict.fromkeys(own)) or 'none'}. Choose one with method=...."
+            )
+        return found
+
+    def _find_flags(
+        self, training_arg: str | Iterable[str] | None
+    ) -> tuple[CallSignature, Mapping[str, bool]]:
+        """The flags of the call, and those that are attributes."""
+        parameters = list(inspect.signature(self._method).parameters.values())[1:]
+        named = parse_training_arg(training_arg)
+        if named is not None:
+            attributes = modes.attribute_flags(self._module, named)
+            taken = {p.name for p in parameters}
+            attributes = {k: v for k, v in attributes.items() if k not in taken}
+            rest = [("" if v else "not ") + k for k, v in named.items() if k not in attributes]
+            return CallSignature.read(self._name, parameters, rest), attributes
+        signature = CallSignature.read(self._name, parameters)
+        attributes = modes.attribute_flags(self._module)
+        # A flag that is set as an attribute may not be given in the call as well.
+        twice = set(attributes) & set(signature.flags)
+        signature = signature.without(twice)
+        if signature.flags:
+            attributes = {k: v for k, v in attributes.items() if k in twice}
+        return signature, attributes
+
+    def _in_mode(self, training: bool) -> nn.Module:
+        module = modes.with_mode(self._module, self._attributes, training)
+        return modes.with_children_mode(module, training) if self._fill_children else module
+
+    def _init(self, rng: jax.Array, arguments: Arguments) -> Variables:
+        try:
+            variables = self._init_variables(rng, arguments)
+        except Exception:
+            if self._fill_children or not modes.unset_flags(self._module):
+                raise
+            self._fill_children = True
+            variables = self._init_variables(rng, arguments)
+        variables = clean(variables)
+        params = {k: v for k, v in variables.items() if roles.role(k) is Role.PARAMS}
+        state = {k: variables[k] for k in roles.keep(variables)}
+        grown = self._grown(params, state, rng, arguments)
+        return Variables(params, {k: v for k, v in state.items() if k not in grown})
+
+    def _init_variables(self, rng: jax.Array, arguments: Arguments) -> Any:
+        module = self._in_mode(training=True)
+        return module.init(rng, *arguments.args, method=self._method, **arguments.kwargs)
+
+    def _grown(
+        self, params: Any, state: Any, rng: jax.Array, arguments: Arguments
+    ) -> set[str]:
+        """Collections that `sow` adds to in every call, which cannot be kept as they are."""
+        if not any(isinstance(v, tuple) for c in state.values() for v in _entries(c)):
+            return set()
+        plain = jax.tree.map(lambda x: x.value if isinstance(x, Annotated) else x, (params, state),
+                             is_leaf=lambda x: isinstance(x, Annotated))
+        _, mutated = self._apply({**plain[0], **plain[1]}, rng, arguments, True, _all_mutable())
+        structure = jax.tree.structure
+        return {
+            k for k, v in plain[1].items() if structure(v) != structure(clean(mutated)[k])
+        }
+
+    def _call(
+        self, params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
+    ) -> Outcome:
+        variables = {**(params or {}), **(state or {})}
+        outputs, mutated = self._apply_in_mode(variables, rng, arguments, training)
+        mutated = flax.core.unfreeze(nn.meta.unbox(mutated))
+        new_state = {k: mutated.get(k, v) for k, v in state.items()} if state else state
+        losses = {
+            f"{collection}/{'/'.join(path)}": sum(map(jax.numpy.sum, jax.tree.leaves(value)))
+            for collection in roles.sown(mutated)
+            for path, value in flax.traverse_util.flatten_dict(mutated[collection]).items()
+        }
+        return Outcome(outputs, new_state, losses)
+
+    def _apply_in_mode(
+        self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool
+    ) -> tuple[Any, Any]:
+        """Applies the module as its author would in this mode."""
+        if training:
+            return self._apply(variables, rng, arguments, training, _all_mutable())
+        cache = [name for name in variables if roles.role(name) is Role.CACHE]
+        try:
+            return self._apply(variables, rng, arguments, training, cache)
+        except flax.errors.ModifyScopeVariableError:
+            # It insists on writing; let it, the layer does not keep what it writes.
+            return self._apply(variables, rng, arguments, training, _all_mutable())
+
+    def _apply(
+        self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool, mutable: Any
+    ) -> tuple[Any, Any]:
+        """Applies the module, giving it just the rng streams that it asks for."""
+        module = self._in_mode(training)
+        streams = self._streams[training]
+        while True:
+            rngs = {name: stream_key(rng, name) for name in streams}
+            try:
+                return module.apply(
+                    variables,
+                    *arguments.args,
+                    rngs=rngs,
+                    method=self._method,
+                    mutable=mutable,
+                    **arguments.kwargs,
+                )
+            except flax.errors.InvalidRngError as error:
+                asked = re.search(r'needs PRNG for "(.*?)"', str(error))
+                if asked is None or asked[1] in streams:
+                    raise
+                streams.append(asked[1])
+
+
+@functools.cache
+def _all_mutable() -> nn.DenyList:
+    return nn.DenyList(_NEVER_MUTABLE)
+
+
+def _entries(collection: Any) -> Iterable[Any]:
+    """Values of a nested dict."""
+    if not isinstance(collection, Mapping):
+        return [collection]
+    return [leaf for value in collection.values() for leaf in _entries(value)]

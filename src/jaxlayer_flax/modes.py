@@ -1,0 +1,127 @@
+"""Train flags that are attributes: of a module, of its config object, or of its children.
+
+Linen modules are dataclasses, so a mode that is an attribute is set by cloning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from jaxlayer_core.signature import FLAGS
+
+
+def attribute_flags(module: nn.Module, names: Mapping[str, bool] = FLAGS) -> dict[str, bool]:
+    """Flags among the module's own attributes and those of its config objects.
+
+    Args:
+        module: the module.
+        names: names to look for, with their values in training.
+
+    Returns:
+        Those found, with their values in training.
+
+    Example:
+        >>> attribute_flags(nn.BatchNorm(use_running_average=True))
+        {'use_running_average': False}
+    """
+    found = {}
+    for holder in (module, *_configs(module)):
+        for name, in_training in names.items():
+            if isinstance(_get(holder, name), bool):
+                found[name] = in_training
+    return found
+
+
+def unset_flags(module: nn.Module) -> bool:
+    """Whether a module inside this one waits for a flag that nobody sets."""
+    return any(
+        isinstance(field, nn.Module) and (_unset(field) or unset_flags(field))
+        for value in _fields(module).values()
+        for field in _children(value)
+    )
+
+
+def with_mode(module: nn.Module, flags: Mapping[str, bool], training: bool) -> nn.Module:
+    """A clone with its attribute flags, and those of its configs, set for a mode."""
+    changes = {
+        name: replaced
+        for name, value in _fields(module).items()
+        if (replaced := _set(name, value, flags, training)) is not value
+    }
+    return module.clone(**changes) if changes else module
+
+
+def with_children_mode(module: nn.Module, training: bool) -> nn.Module:
+    """A clone in which the unset flags of the modules inside are set for a mode."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            own = {name: training is FLAGS[name] for name in _unset(value)}
+            return with_children_mode(value.clone(**own) if own else value, training)
+        if isinstance(value, tuple | list) and type(value) in (tuple, list):
+            return type(value)(map(fill, value))
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        return value
+
+    changes = {name: fill(value) for name, value in _fields(module).items()}
+    return module.clone(**changes)
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+    return {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name") and hasattr(module, field.name)
+    }
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    return [value]
+
+
+def _unset(module: nn.Module) -> list[str]:
+    return [name for name, value in _fields(module).items() if name in FLAGS and value is None]
+
+
+def _is_config(value: Any) -> bool:
+    """Whether a value is a bag of settings: a dataclass, a mapping or a named tuple."""
+    if isinstance(value, nn.Module | type):
+        return False
+    return (
+        dataclasses.is_dataclass(value) or isinstance(value, Mapping) or hasattr(value, "_replace")
+    )
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    return [value for value in _fields(module).values() if _is_config(value)]
+
+
+def _get(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _set(name: str, value: Any, flags: Mapping[str, bool], training: bool) -> Any:
+    """A field's value with the mode in it, or the very same value."""
+    if name in flags and isinstance(value, bool):
+        return training is flags[name]
+    if not _is_config(value):
+        return value
+    inside = {
+        flag: training is in_training
+        for flag, in_training in flags.items()
+        if isinstance(_get(value, flag), bool)
+    }
+    if not inside:
+        return value
+    if isinstance(value, Mapping):
+        return type(value)({**value, **inside})
+    return value._replace(**inside) if hasattr(value, "_replace") else dataclasses.replace(value, **inside)

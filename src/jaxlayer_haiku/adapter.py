@@ -1,0 +1,53 @@
+"""Haiku models in canonical form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from jaxlayer_core import Adapter, Arguments, CallSignature, Outcome, PureModule, Variables
+from jaxlayer_haiku import transforms
+
+
+class HaikuAdapter(Adapter):
+    """Adapts transforms of every kind, module classes and partials of them, and functions.
+
+    Example:
+        >>> import haiku as hk
+        >>> HaikuAdapter().accepts(hk.transform(lambda x: hk.Linear(2)(x)))
+        True
+    """
+
+    framework = "haiku"
+
+    def accepts(self, obj: Any) -> bool:
+        """Whether `obj` is a transform or a module class; a function does not tell."""
+        known = (*transforms.TRANSFORMED, *transforms.MULTI)
+        return isinstance(obj, known) or transforms.is_module_class(obj)
+
+    def purify(
+        self,
+        obj: Any,
+        *,
+        method: Any = None,
+        training_arg: str | Iterable[str] | None = None,
+    ) -> PureModule:
+        """Makes the canonical form; a function that is not transformed yet is."""
+        model = transforms.to_stateful(obj, method)
+        signature = CallSignature.read(model.name, model.parameters, training_arg)
+
+        def init(rng: jax.Array, arguments: Arguments) -> Variables:
+            params, state = model.init(rng, *arguments.args, **arguments.kwargs)
+            return Variables(params, state)
+
+        def call(
+            params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
+        ) -> Outcome:
+            outputs, new_state = model.apply(
+                params, state, rng, *arguments.args, **arguments.kwargs
+            )
+            return Outcome(outputs, new_state, {})
+
+        return PureModule(init, call, signature, has_modes=bool(signature.flags))

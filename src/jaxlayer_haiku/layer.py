@@ -1,0 +1,92 @@
+"""`HaikuLayer`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from jaxlayer_core import ModuleLayer, SignatureError
+from jaxlayer_haiku import transforms
+from jaxlayer_haiku.adapter import HaikuAdapter
+
+_LAYER_OPTIONS = frozenset(
+    "name dtype trainable autocast activity_regularizer unpack_inputs non_array_outputs "
+    "copy_variables input_shape input_dim".split()
+)
+
+
+@keras.saving.register_keras_serializable(package="jaxlayer")
+class HaikuLayer(ModuleLayer):
+    """Keras layer that runs a Haiku model as its author wrote it.
+
+    `layer(*args, **kwargs)` takes the model's own arguments. Its train flag, whatever its
+    name, follows Keras' `training`. The initial weights are those of
+    `transform.init(key, ...)` with the key `jaxlayer_core.key_from_seed([seed, 0])`, in
+    training mode; a call that draws gets the key of `layer.seed_generator`'s state.
+
+    Args:
+        module: a function that uses Haiku modules, which is transformed; an
+            `hk.Transformed`, `hk.TransformedWithState`, what `hk.without_apply_rng` makes of
+            them; an `hk.MultiTransformed(WithState)`; or an `hk.Module` class, followed by
+            its arguments.
+        *args: arguments of the `hk.Module` class.
+        method: which method of the class or entry of the multi-transform to call. A single
+            call can choose another: `layer(x, method="encode")`.
+        params: initial params; None to initialise.
+        state: initial state; None to initialise.
+        seed: integer seed; makes the initial weights and all draws reproducible.
+        training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
+        module_kwargs: keyword arguments of the `hk.Module` class, where they have the name
+            of a layer option, such as `name`.
+        **kwargs: options of the layer, see `PureLayer`; the rest are keyword arguments of
+            the `hk.Module` class.
+
+    Raises:
+        SignatureError: unknown arguments.
+
+    Example:
+        >>> import haiku as hk, jax.numpy as jnp
+        >>> layer = HaikuLayer(lambda x: hk.nets.MLP([8, 2])(x), seed=0)
+        >>> layer(jnp.ones((4, 3))).shape
+        (4, 2)
+        >>> HaikuLayer(hk.nets.MLP, [8, 2], activate_final=True)(jnp.ones((4, 3))).shape
+        (4, 2)
+    """
+
+    adapter_class = HaikuAdapter
+
+    def __init__(
+        self,
+        module: Any,
+        *args: Any,
+        method: Any = None,
+        params: Any = None,
+        state: Any = None,
+        seed: int | None = None,
+        training_arg: str | Iterable[str] | None = None,
+        module_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        own = {**(module_kwargs or {})}
+        own |= {name: kwargs.pop(name) for name in list(kwargs) if name not in _LAYER_OPTIONS}
+        if args or own:
+            if not transforms.is_module_class(module):
+                raise SignatureError(
+                    f"HaikuLayer got {[*args, *own]} in addition to {module!r}. Only an hk.Module "
+                    "class is followed by arguments; the options of a layer are keywords such as "
+                    f"{', '.join(sorted(_LAYER_OPTIONS)[:4])}."
+                )
+            module = functools.partial(module, *args, **own)
+        super().__init__(
+            module,
+            adapter=HaikuAdapter,
+            method=method,
+            params=params,
+            state=state,
+            seed=seed,
+            training_arg=training_arg,
+            **kwargs,
+        )
