@@ -64,7 +64,8 @@ def init_function(
     def init(key: Any, arrays: Sequence[Any]) -> Packed:
         assert module.init is not None
         args, kwargs = structure.restore(arrays)
-        arguments = module.signature.complete(args, {**kwargs, **(extra or {})}, training=True)
+        signature = module.init_signature or module.signature
+        arguments = signature.complete(args, {**kwargs, **(extra or {})}, training=True)
         return Packed.of(module.init(key, Arguments(*arguments)))
 
     return init

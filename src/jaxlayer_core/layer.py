@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import backends, initialization, keras_bridge, rng, specs
-from jaxlayer_core.errors import BuildError, JaxLayerError, ModuleError
+from jaxlayer_core import backends, hidden_flags, initialization, keras_bridge, rng, specs
+from jaxlayer_core.errors import BuildError, JaxLayerError, ModuleError, StructureError
 from jaxlayer_core.initialization import CallForm
 from jaxlayer_core.pure import Arguments, PureModule, PyTree
 from jaxlayer_core.specs import ArraySpec
@@ -67,6 +67,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         self._make_module = modules
         self._modules = _Cache(modules)
         self._programs = _Cache(lambda key: backends.current().Program(self._function(*key)))
+        self._searched: set[str | None] = set()  # methods searched for hidden flags
         self._next_form: CallForm | None = None
         self._form: CallForm | None = None
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -144,10 +145,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         assert self._init_key is not None
         method = form.structure.method
         with self._own_errors("initialise", form):
-            self._find_hidden_flags(form)
-            params, state = initialization.plan(
-                self._module(method), form, self._init_key, (self._params, self._state)
-            )
+            module = hidden_flags.find_in_init(self._module(method), form, self._init_key)
+            self._modules.put(method, module)
+            given = (self._params, self._state)
+            params, state = initialization.plan(module, form, self._init_key, given)
         self._create_variables(params, state, owner=self.path or self.name)
 
     def _forms_from_shape(self, input_shape: Any) -> list[CallForm]:
@@ -165,24 +166,28 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             forms.append(self._read_call((nest,), {}, None))
         return forms
 
-    def _find_hidden_flags(self, form: CallForm) -> None:
-        """Settles the train flags that a signature with `**kwargs` does not show."""
-        module = self._module(form.structure.method)
-        if not module.signature.hides_flags:
+    def get_build_config(self) -> dict[str, Any] | None:
+        """The call that the layer was built for, with dtypes, to build it again on load."""
+        if self._form is None:
+            return None
+        arrays = [
+            keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
+            for spec in self._form.specs
+        ]
+        args, kwargs = self._form.structure.restore(arrays)
+        call = {"args": args, "kwargs": kwargs, "method": self._form.structure.method}
+        return {"call": keras.saving.serialize_keras_object(call)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the layer for the call in `get_build_config()`."""
+        if "call" not in config:
+            super().build_from_config(config)
             return
-        key = self._init_key if self._init_key is not None else jax.random.key(0)
-        inputs = [ArraySpec.of(key), *form.specs]
-
-        def program(extra: dict[str, bool]) -> str | None:
-            init = initialization.init_function(module, form.structure, extra)
-            return specs.program_text(lambda arrays: init(arrays[0], arrays[1:]), inputs)
-
-        if module.init is not None:
-            signature = module.signature.discover(program)
-            found = dataclasses.replace(
-                module, signature=signature, has_modes=module.has_modes or bool(signature.flags)
-            )
-            self._modules.put(form.structure.method, found)
+        call = keras.saving.deserialize_keras_object(config["call"])
+        arrays, structure = CallStructure.of(tuple(call["args"]), call["kwargs"], call["method"])
+        self._next_form = CallForm(structure, tuple(map(ArraySpec.of, arrays)))
+        self.build(None)
+        self._next_form = None
 
     # Calling.
 
@@ -243,6 +248,9 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             training: the mode; None for the layer's default.
         """
         form = self._to_form(inputs, structure)
+        if any(None in spec.shape for spec in form.specs):
+            return self._call_symbolically(form, training)
+        self._find_hidden_flags(form)
         mode, writes = self._mode(form.structure.method, training)
         program = self._programs((form.structure, mode, writes))
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
@@ -258,6 +266,33 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         result = outputs.unpack()
         keras_bridge.adopt(result)
         return result
+
+    def _call_symbolically(self, form: CallForm, training: bool | None) -> Any:
+        """The call while somebody infers shapes with symbolic dimensions.
+
+        The ladder may succeed where the model itself rejects symbols. An unknown dimension
+        of the result then gets the first symbol of the inputs, which Keras turns back into
+        None.
+        """
+        packed = self._output_specs(form, training)
+        symbol = next(d for v in form.values for d in v.shape if not isinstance(d, int))
+        result = packed.replace(
+            lambda spec: jax.numpy.zeros(
+                tuple(symbol if d is None else d for d in spec.shape), spec.dtype
+            )
+        )
+        keras_bridge.adopt(result)
+        return result
+
+    def _find_hidden_flags(self, form: CallForm) -> None:
+        """Settles the train flags that the signature of a call does not show."""
+        method = form.structure.method
+        if self._module(method).signature.hides_flags and method not in self._searched:
+            self._searched.add(method)
+            module = hidden_flags.find_in_call(
+                self._module(method), form, self._params, self._state
+            )
+            self._modules.put(method, module)
 
     def _to_form(self, inputs: Any, structure: CallStructure | None) -> CallForm:
         if structure is None:
@@ -343,6 +378,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         return self._output_specs(form, None).replace(lambda spec: spec.shape)
 
     def _output_specs(self, form: CallForm, training: bool | None) -> Packed:
+        self._find_hidden_flags(form)
         mode, writes = self._mode(form.structure.method, training)
         function = self._function(form.structure, mode, writes)
         params, state = self._params.specs(), self._state.specs()
@@ -357,6 +393,57 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 outputs, [*params, *state, ArraySpec.of(rng.unused_key()), *form.specs]
             )
         return packed
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """Config of the layer's own options."""
+        config: dict[str, Any] = super().get_config()
+        if not self._has_policy:
+            config["dtype"] = None  # Keras' default, which must not come back as a choice
+        return {
+            **config,
+            "seed": self._seed,
+            "unpack_inputs": self._unpack_inputs,
+            "non_array_outputs": self._non_array_outputs,
+        }
+
+    def save_own_variables(self, store: Any) -> None:
+        """Stores each variable under its own path."""
+        for path, variable in self._named_variables().items():
+            store[path] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads each variable by its own path.
+
+        Raises:
+            StructureError: the file has other paths or shapes. Nothing is loaded then.
+        """
+        variables = self._named_variables()
+        stored = set(store.keys())
+        if stored != set(variables):
+            missing, unknown = sorted(set(variables) - stored), sorted(stored - set(variables))
+            raise StructureError(
+                f"The file does not hold the variables of the layer {self.name!r}. "
+                f"Missing from the file: {missing[:10] or 'none'}; in the file but not in the "
+                f"layer: {unknown[:10] or 'none'}. Load it into the model that saved it."
+            )
+        for path, variable in variables.items():
+            if tuple(store[path].shape) != tuple(variable.shape):
+                raise StructureError(
+                    f"The file's `{path}` for the layer {self.name!r} has shape "
+                    f"{tuple(store[path].shape)}, expected {tuple(variable.shape)}."
+                )
+        for path, variable in variables.items():
+            variable.assign(store[path])
+
+    def _named_variables(self) -> dict[str, keras.Variable]:
+        param_scope, state_scope = self._module().scopes
+        return {
+            ".".join((*scope, *path)): variable
+            for scope, tree in ((param_scope, self._params), (state_scope, self._state))
+            for path, variable in zip(tree.paths, tree.variables, strict=True)
+        }
 
     # Errors.
 

@@ -125,6 +125,7 @@ class PureModule:
         init: makes the variables; None if they are all given by the user.
         call: runs the model.
         signature: how the model wants to be called.
+        init_signature: how its init wants to be called, where that differs.
         has_modes: whether training and inference differ for this model by a flag. One
             without a flag and called without `training=` runs as in training.
         writes_in_inference: which state leaves, by path, are also written in inference.
@@ -138,5 +139,6 @@ class PureModule:
     signature: CallSignature
     has_modes: bool
     writes_in_inference: Callable[[tuple[str, ...]], bool] = never
+    init_signature: CallSignature | None = None
     scopes: tuple[tuple[str, ...], tuple[str, ...]] = (("params",), ("state",))
     optional_groups: bool = False

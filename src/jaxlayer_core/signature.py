@@ -86,11 +86,13 @@ class CallSignature:
         owner: the model's name, for errors.
         parameters: the parameters, without `self` and without what the framework supplies.
         flags: flag name to the value it has in training.
+        settled: whether hidden flags have been looked for, or are not wanted.
     """
 
     owner: str
     parameters: tuple[inspect.Parameter, ...]
     flags: Mapping[str, bool]
+    settled: bool = False
 
     @classmethod
     def read(
@@ -114,7 +116,7 @@ class CallSignature:
                     f"training_arg names {sorted(missing)}, which {owner} does not take. "
                     f"Its arguments are: {', '.join(p.name for p in parameters) or 'none'}."
                 )
-            return cls(owner, parameters, named)
+            return cls(owner, parameters, named, settled=True)
         flags = {
             p.name: FLAGS[p.name]
             for p in parameters
@@ -127,7 +129,7 @@ class CallSignature:
     @property
     def hides_flags(self) -> bool:
         """Whether a flag could be hidden in `**kwargs`."""
-        return not self.flags and any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        return not self.flags and not self.settled and any(p.kind is p.VAR_KEYWORD for p in self.parameters)
 
     def discover(self, program: Callable[[dict[str, bool]], str | None]) -> CallSignature:
         """Looks for flags hidden in `**kwargs`.
@@ -144,7 +146,7 @@ class CallSignature:
             on = program({name: True})
             if on is not None and on != program({name: False}):
                 found[name] = in_training
-        return dataclasses.replace(self, flags=found)
+        return dataclasses.replace(self, flags=found, settled=True)
 
     def without(self, names: Iterable[str]) -> CallSignature:
         """The same signature with some flags left alone."""

@@ -209,9 +209,12 @@ class LinenModel:
         cache = [name for name in variables if roles.role(name) is Role.CACHE]
         try:
             return self._apply(variables, rng, arguments, training, cache)
-        except flax.errors.ModifyScopeVariableError:
-            # It insists on writing; let it, the layer does not keep what it writes.
-            return self._apply(variables, rng, arguments, training, _all_mutable())
+        except Exception as error:
+            # It may insist on writing; let it, the layer does not keep what it writes.
+            try:
+                return self._apply(variables, rng, arguments, training, _all_mutable())
+            except Exception:
+                raise error from None
 
     def _apply(
         self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool, mutable: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,4 +51,10 @@ class HaikuAdapter(Adapter):
             )
             return Outcome(outputs, new_state, {})
 
-        return PureModule(init, call, signature, has_modes=bool(signature.flags))
+        return PureModule(
+            init,
+            call,
+            signature,
+            has_modes=bool(signature.flags),
+            init_signature=dataclasses.replace(signature) if model.shares_init else None,
+        )

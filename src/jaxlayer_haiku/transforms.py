@@ -24,12 +24,14 @@ class Stateful(NamedTuple):
         apply: `(params, state, rng, *args, **kwargs) -> (outputs, state)`.
         parameters: the model's own parameters.
         name: for errors.
+        shares_init: whether init belongs to several methods and has arguments of its own.
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
     parameters: tuple[inspect.Parameter, ...]
     name: str
+    shares_init: bool = False
 
 
 TRANSFORMED = (hk.Transformed, hk.TransformedWithState)
@@ -111,14 +113,18 @@ def _from_multi(multi: Any, method: Any) -> Stateful:
     }
     if method is None and len(named) == 1:
         method = next(iter(named))
-    if str(method) not in named:
-        raise SignatureError(
-            f"This multi-transform has the methods {', '.join(named)}, not {method!r}. Choose one "
-            "when making the layer, method=..., or in a call, layer(x, method=...). A tuple's "
-            "functions are numbered."
-        )
+    choice = (
+        f"This multi-transform has the methods {', '.join(named)}; choose one when making the "
+        "layer, method=..., or in a call, layer(x, method=...). A tuple's functions are numbered."
+    )
+    if method is not None and str(method) not in named:
+        raise SignatureError(f"There is no method {method!r}. {choice}")
+
+    def undecided(params: Any, state: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        raise SignatureError(f"No method is chosen. {choice}")
+
     stateful = isinstance(multi, hk.MultiTransformedWithState)
-    apply = named[str(method)]
+    apply = named.get(str(method), undecided)
     leading = list(inspect.signature(apply).parameters)
     takes_rng = leading[2 if stateful else 1 :][:1] == ["rng"]
     anything = (
@@ -127,9 +133,10 @@ def _from_multi(multi: Any, method: Any) -> Stateful:
     )
     return Stateful(
         _init_with_state(multi.init, stateful),
-        _apply_with_all(apply, stateful, takes_rng),
+        undecided if apply is undecided else _apply_with_all(apply, stateful, takes_rng),
         anything,
         f"the method {method!r} of a multi-transform",
+        shares_init=True,
     )
 
 

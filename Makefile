@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made on first use and only holds what the goal needs.
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two goals must not install into the same environment at once.
+.NOTPARALLEL:
+.PHONY: help demo test lint bench clean
+
+help:  ## list the goals
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train a Haiku and a Flax model with Keras; pictures go to demo-output/
+	$(RUN) examples/haiku_digits.py
+	$(RUN) examples/flax_digits.py
+
+test: $(VENV)/.test  ## run the tests
+	$(RUN) -m pytest -n 2
+
+lint: $(VENV)/.dev  ## check style and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+bench: $(VENV)/.demo  ## measure what the layers cost over native JAX
+	$(RUN) benchmarks/overhead.py
+
+clean:  ## remove the environment and all that was built
+	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps are files inside .venv, so that they go when it goes. One per dependency group:
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+	$(RUN) -m pip install --editable . --group $*
+	@touch $@
+
+# The pip that Python brings may be too old for --group, which came with 25.1.
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxlayer needs Python 3.11 \
+	or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --upgrade 'pip>=25.1'
+	@touch $@
