@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import matplotlib
 import numpy as np
 import rich
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -147,24 +150,27 @@ def _draw(
     predicted: np.ndarray,
     picture: Path,
 ) -> None:
-    figure = plt.figure(figsize=(12.5, 5.2), dpi=120, layout="constrained")
-    curves, digits = figure.subfigures(1, 2, width_ratios=[1, 1.45], wspace=0.03)
-    figure.suptitle(f"{title}: handwritten digits", fontsize=14, fontweight="bold")
-    upper, lower = curves.subplots(2, 1, sharex=True)
-    _draw_curve(upper, "accuracy", history["accuracy"], history["val_accuracy"])
-    _draw_curve(lower, "loss", history["loss"], history["val_loss"])
-    lower.set_yscale("log")
-    lower.set_xlabel("epoch")
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    upper.legend(frameon=False, loc="lower right")
-    _draw_predictions(digits.subplots(), test, predicted)
+    figure, axes = plt.subplot_mosaic(
+        [["accuracy", "digits"], ["loss", "digits"]],
+        width_ratios=[1, 1.5],
+        figsize=(12.5, 5.4),
+        dpi=120,
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize=14, fontweight="bold")
+    for name in ("accuracy", "loss"):
+        _draw_curve(axes[name], name, history[name], history[f"val_{name}"])
+    axes["accuracy"].legend(frameon=False, loc="lower right")
+    axes["loss"].set_yscale("log")
+    axes["loss"].set_xlabel("epoch")
+    _draw_predictions(axes["digits"], test, predicted)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     plt.close(figure)
 
 
 def _draw_curve(
-    axes: Any, name: str, training: Sequence[float], validation: Sequence[float]
+    axes: Axes, name: str, training: Sequence[float], validation: Sequence[float]
 ) -> None:
     epochs = range(1, len(training) + 1)
     # A single epoch is a point, which only a marker shows.
@@ -172,36 +178,29 @@ def _draw_curve(
     axes.plot(epochs, training, color=BLUE, marker=marker, label="training")
     axes.plot(epochs, validation, color=ORANGE, marker=marker, label="validation")
     axes.set_ylabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e6e8eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_predictions(axes: Any, test: Split, predicted: np.ndarray) -> None:
+def _draw_predictions(axes: Axes, test: Split, predicted: np.ndarray) -> None:
     """Draws a page of digits over what the model takes them for; the wrong ones come first."""
-    rows, columns, cell = 6, 11, 12
+    rows, columns, height, width = 6, 11, 14, 12
     wrong = predicted != test.labels
     shown = np.argsort(~wrong, kind="stable")[: rows * columns]
-    page = np.zeros((rows * (cell + 3), columns * cell))
+    page = np.zeros((rows * height, columns * width))
     for place, index in enumerate(shown):
-        top, left = place // columns * (cell + 3) + 1, place % columns * cell + 2
+        top, left = place // columns * height + 1, place % columns * width + 2
         page[top : top + 8, left : left + 8] = test.images[index, :, :, 0]
-        said = f"{predicted[index]}, not {test.labels[index]}" if wrong[index] else predicted[index]
-        color = RED if wrong[index] else GREY
-        weight = "bold" if wrong[index] else "normal"
-        axes.text(
-            left + 3.5,
-            top + 9.6,
-            said,
-            color=color,
-            weight=weight,
-            size=9,
-            ha="center",
-            va="center",
-        )
+        said, color, weight = str(predicted[index]), GREY, "normal"
         if wrong[index]:
-            frame = plt.Rectangle((left - 1, top - 1), 9, 9, fill=False, color=RED, linewidth=2)
-            axes.add_patch(frame)
+            said, color, weight = f"{said}, not {test.labels[index]}", RED, "bold"
+            axes.add_patch(Rectangle((left - 1, top - 1), 9, 9, fill=False, color=RED, lw=2))
+        middle = left + 3.5
+        axes.text(
+            middle, top + 9.8, said, color=color, weight=weight, size=9, ha="center", va="center"
+        )
     axes.imshow(page, cmap="gray_r", vmin=0, vmax=1)
     axes.set_title(f"{wrong.sum()} wrong of {len(wrong)} held-out digits (in red)", fontsize=11)
     axes.set_axis_off()

@@ -113,13 +113,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = data.test.images
     logits = model.predict(images, batch_size=len(images))
 
-    # What Keras trained runs without it: the layer has the weights in Flax's own trees.
+    # What Keras trained runs without it: the layer has the weights in Flax's own trees. As NumPy
+    # arrays they stay; the JAX arrays are deleted when Keras trains or predicts again.
     layer = model.layers[-1]
     variables = jax.tree.map(np.asarray, {**layer.params, **layer.state})
     native_logits = jax.jit(module.apply, static_argnames="train")(variables, images, train=False)
 
     picture = options.output / "flax_digits.png"
-    digits.report("Flax ResNet", history.history, data.test, logits, native_logits, picture)
+    digits.report(
+        "A Flax residual network trained by Keras",
+        history.history,
+        data.test,
+        logits,
+        native_logits,
+        picture,
+    )
 
 
 if __name__ == "__main__":

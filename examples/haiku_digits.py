@@ -69,14 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = data.test.images
     logits = model.predict(images, batch_size=len(images))
 
-    # What Keras trained runs without it: the layer has the weights in Haiku's own trees.
+    # What Keras trained runs without it: the layer has the weights in Haiku's own trees. As NumPy
+    # arrays they stay; the JAX arrays are deleted when Keras trains or predicts again.
     layer = model.layers[-1]
     params, state = jax.tree.map(np.asarray, (layer.params, layer.state))
     native = jax.jit(hk.transform_with_state(convnet).apply, static_argnames="is_training")
     native_logits, _ = native(params, state, None, images, is_training=False)
 
     picture = options.output / "haiku_digits.png"
-    digits.report("Haiku ConvNet", history.history, data.test, logits, native_logits, picture)
+    digits.report(
+        "A Haiku ConvNet trained by Keras",
+        history.history,
+        data.test,
+        logits,
+        native_logits,
+        picture,
+    )
 
 
 if __name__ == "__main__":

@@ -21,9 +21,6 @@ from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.structure import CallStructure, Packed
 from jaxlayer_core.variables import Pending, VariableTree, is_leaf
 
-_SIZES = (1, 2, 3, 4, 8, 16, 32)
-"""Sizes tried for unknown dimensions, where only the sizes' irrelevance is needed."""
-
 
 @dataclasses.dataclass(frozen=True)
 class CallForm:
@@ -80,7 +77,9 @@ def shapes(module: PureModule, form: CallForm, key: jax.Array) -> Packed:
     return inferred
 
 
-def plan(module: PureModule, form: CallForm, key: jax.Array, given: Sequence[VariableTree]) -> Variables:
+def plan(
+    module: PureModule, form: CallForm, key: jax.Array, given: Sequence[VariableTree]
+) -> Variables:
     """Decides leaf by leaf where its first value comes from.
 
     Args:
@@ -112,10 +111,7 @@ def plan(module: PureModule, form: CallForm, key: jax.Array, given: Sequence[Var
         [_Needed(spec, next(numbered)) for spec in out.arrays], out.treedef, out.statics
     ).unpack()
     merged = Variables(
-        *(
-            _merge(module, tree.tree, need)
-            for tree, need in zip(given, needs, strict=True)
-        )
+        *(_merge(module, tree.tree, need) for tree, need in zip(given, needs, strict=True))
     )
     owner = module.signature.owner
     return Variables(*(_fill(owner, tree, values, form) for tree in merged))
@@ -167,7 +163,7 @@ class _Values:
     def _trace(self) -> tuple[Any, int]:
         """Traces at the first size that the model accepts; the results do not depend on it."""
         failure: Exception | None = None
-        for size in _SIZES:
+        for size in specs.SIZES:
             inputs = [s.filled([size] * s.shape.count(None)) for s in self._form.specs]
             try:
                 return backends.current().InitProgram(self._init, self._key, inputs), size

@@ -1,4 +1,4 @@
-"""The two places where Keras has no public word for what we need."""
+"""The few places where Keras has no public word for what we need."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Any
 import jax
 import keras
 import optree
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.masking import get_keras_mask as mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-__all__ = ["adopt", "in_stateless_scope"]
+__all__ = ["adopt", "in_stateless_scope", "is_idle", "mask", "raw_value"]
 
 _NAMESPACE = "keras"
+_CONTEXTS = ("current_call_ctx", "stateless_scope", "autocast_scope", "distribution")
+
+
+def is_idle() -> bool:
+    """Whether no Keras context is open that would change what a layer's call does."""
+    return all(get_global_attribute(name) is None for name in _CONTEXTS)
+
+
+def raw_value(variable: keras.Variable) -> Any:
+    """The array of a variable, valid where `is_idle()`; None if it is not initialised."""
+    return variable._value
 
 
 def adopt(tree: Any) -> None:

@@ -11,6 +11,7 @@ import jax
 import keras
 
 from jaxlayer_core import backends, hidden_flags, initialization, keras_bridge, rng, specs
+from jaxlayer_core.eager import EagerCalls
 from jaxlayer_core.errors import BuildError, JaxLayerError, ModuleError, StructureError
 from jaxlayer_core.initialization import CallForm
 from jaxlayer_core.pure import Arguments, PureModule, PyTree
@@ -67,6 +68,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         self._make_module = modules
         self._modules = _Cache(modules)
         self._programs = _Cache(lambda key: backends.current().Program(self._function(*key)))
+        self._eager_calls = EagerCalls()
         self._searched: set[str | None] = set()  # methods searched for hidden flags
         self._next_form: CallForm | None = None
         self._form: CallForm | None = None
@@ -112,6 +114,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         # Attributes that are lists of variables are what Keras tracks.
         self._param_variables = self._params.variables
         self._state_variables = self._state.variables
+        self._eager_calls = EagerCalls()
         if not self.trainable:
             self.trainable = False  # passes it on to the new variables
 
@@ -205,6 +208,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if isinstance(kwargs.get("structure"), CallStructure):  # replayed by a Keras graph
             return self._call_keras(*args, **kwargs)
         training = kwargs.pop("training", None)
+        if len(args) == 1 and not kwargs:
+            ready = self._eager_calls.find(args[0], training, self.trainable)
+            if ready is not None:
+                return ready(args[0])
         if not kwargs and len(args) == 1 and is_array(args[0]) and not rng.is_key(args[0]):
             self._next_form = None if self.built else self._read_call(args, {}, None)
             return self._call_keras(args[0], training=training)
@@ -259,13 +266,23 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             draws = program.draws(params, state, rng.unused_key(), arrays)
             key = rng.key_from_seed(self.seed_generator.next()) if draws else rng.unused_key()
             outputs, new_state, losses = program(params, state, key, arrays)
-        for variable, value in zip(self._written(writes), new_state, strict=True):
+        written = self._written(writes)
+        for variable, value in zip(written, new_state, strict=True):
             self._assign(variable, value)
+        if structure is None and not (draws or written or losses or self._is_special()):
+            owned = (self._params.variables, self._state.variables)
+            self._eager_calls.remember(inputs, training, self.trainable, program, *owned)
         for loss in losses.values():
             self.add_loss(loss)
         result = outputs.unpack()
         keras_bridge.adopt(result)
         return result
+
+    def _is_special(self) -> bool:
+        """Whether Keras adds something to each call of this layer."""
+        return bool(
+            self._has_policy or self._unpack_inputs or self.activity_regularizer or self._remat_mode
+        )
 
     def _call_symbolically(self, form: CallForm, training: bool | None) -> Any:
         """The call while somebody infers shapes with symbolic dimensions.
@@ -275,7 +292,8 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         None.
         """
         packed = self._output_specs(form, training)
-        symbol = next(d for v in form.values for d in v.shape if not isinstance(d, int))
+        dims = [dim for value in form.values for dim in value.shape]
+        symbol = next(dim for dim in dims if not isinstance(dim, int))
         result = packed.replace(
             lambda spec: jax.numpy.zeros(
                 tuple(symbol if d is None else d for d in spec.shape), spec.dtype
@@ -310,9 +328,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     def _writes(self, writes: str) -> list[bool]:
         """Per state variable, whether a call writes it."""
         some = self._module().writes_in_inference
-        return [
-            writes == "all" or (writes == "some" and some(path)) for path in self._state.paths
-        ]
+        return [writes == "all" or (writes == "some" and some(path)) for path in self._state.paths]
 
     def _written(self, writes: str) -> list[keras.Variable]:
         chosen = self._writes(writes)
@@ -463,7 +479,6 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 f"on inputs {shown or '(none)'}: {type(error).__name__}: {error}",
                 cause=error,
             ) from error
-
 
 
 class _Cache:

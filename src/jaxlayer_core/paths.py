@@ -26,9 +26,7 @@ def segments(key_path: Iterable[Any]) -> Path:
         ('mlp', '~', 'linear_0', 'w')
     """
     parts = (
-        part
-        for key in key_path
-        for part in jax.tree_util.keystr((key,), simple=True).split("/")
+        part for key in key_path for part in jax.tree_util.keystr((key,), simple=True).split("/")
     )
     return tuple(part or "_" for part in parts)
 

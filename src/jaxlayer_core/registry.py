@@ -31,7 +31,8 @@ def check(cls: Any, origin: str) -> type[Adapter]:
     """
     if not (isinstance(cls, type) and issubclass(cls, Adapter)):
         raise AdapterError(
-            f"{origin} is not an adapter: expected a subclass of jaxlayer_core.Adapter, got {cls!r}."
+            f"{origin} is not an adapter: expected a subclass of jaxlayer_core.Adapter, "
+            f"got {cls!r}."
         )
     if missing := sorted(cls.__abstractmethods__):
         raise AdapterError(

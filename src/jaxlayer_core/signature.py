@@ -129,7 +129,11 @@ class CallSignature:
     @property
     def hides_flags(self) -> bool:
         """Whether a flag could be hidden in `**kwargs`."""
-        return not self.flags and not self.settled and any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        return (
+            not self.flags
+            and not self.settled
+            and any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        )
 
     def discover(self, program: Callable[[dict[str, bool]], str | None]) -> CallSignature:
         """Looks for flags hidden in `**kwargs`.

@@ -66,6 +66,8 @@ _SHARINGS: tuple[Callable[[int, int], str], ...] = (
     lambda array, axis: "d",  # all dimensions equal
 )
 _LEAST = (1, 2, 16)
+SIZES = (2, 3, 4, 8, 16, 32, 1)
+"""Concrete sizes worth trying, the least special first."""
 _PROBES = ((2, 3), (3, 5), (4, 8), (8, 16), (16, 32))
 
 
@@ -73,9 +75,7 @@ def _fills(specs: Sequence[ArraySpec]) -> Iterator[Fill]:
     """The symbolic rungs, without repeating one that names the dimensions alike."""
     seen = set()
     for sharing in _SHARINGS:
-        names = tuple(
-            sharing(i, axis) for i, axes in enumerate(_unknown(specs)) for axis in axes
-        )
+        names = tuple(sharing(i, axis) for i, axes in enumerate(_unknown(specs)) for axis in axes)
         partition = tuple(names.index(n) for n in names)
         if partition in seen:
             continue
@@ -125,43 +125,37 @@ def infer(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Any:
     """
     if not any(_unknown(specs)):
         return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, 0)))
-    failure: Exception | None = None
+    model_is_fine = False
     for fill in _fills(specs):
         try:
             return jax.tree.map(_to_spec, _evaluate(fn, specs, fill))
-        except Exception as error:  # the next rung assumes more; the last one tells
-            if failure is None and not _works_anywhere(fn, specs):
-                raise _concrete_failure(fn, specs) from error
-            failure = error
+        except Exception:
+            # The next rung assumes more. If no concrete size works either, it is not the
+            # ladder that fails but the model, and `_accepted_size` raises its own error.
+            model_is_fine = model_is_fine or _accepted_size(fn, specs) > 0
     for sizes in _PROBES:
         try:
             one, other = (_evaluate(fn, specs, _constant(specs, size)) for size in sizes)
             return jax.tree.map(_merge, one, other)
-        except Exception as error:
-            failure = error
-    # Only size 1 is left; nothing can be said about how the result grows with it.
-    one = _evaluate(fn, specs, _constant(specs, 1))
-    del failure
-    return jax.tree.map(_to_spec, one)
+        except Exception:
+            continue  # the next pair
+    # A single size works; nothing can be said about how the result grows with it.
+    size = _accepted_size(fn, specs)
+    return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, size)))
 
 
-def _works_anywhere(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> bool:
-    """Whether any concrete size works: if not, the model is at fault and not the ladder."""
-    for size in (2, 3, 4, 8, 16, 32, 1):
+def _accepted_size(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> int:
+    """The first size of the unknown dimensions that `fn` accepts; raises if there is none."""
+    first: Exception | None = None
+    for size in SIZES:
         try:
             _evaluate(fn, specs, _constant(specs, size))
-        except Exception:
-            continue
-        return True
-    return False
-
-
-def _concrete_failure(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Exception:
-    try:
-        _evaluate(fn, specs, _constant(specs, 2))
-    except Exception as error:
-        return error
-    raise AssertionError("unreachable: the caller saw every size fail")
+        except Exception as error:
+            first = first or error
+        else:
+            return size
+    assert first is not None
+    raise first
 
 
 def placeholder(spec: ArraySpec, size: int = 1) -> Any:
@@ -176,20 +170,22 @@ def placeholder(spec: ArraySpec, size: int = 1) -> Any:
     """
     shape = tuple(size if d is None else d for d in spec.shape)
     if jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0, impl=spec.dtype).reshape(()) if not shape else jax.random.split(
-            jax.random.key(0), shape
+        return (
+            jax.random.key(0, impl=spec.dtype).reshape(())
+            if not shape
+            else jax.random.split(jax.random.key(0), shape)
         )
     return np.ones(shape, spec.dtype)
 
 
 def program_text(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> str | None:
     """The traced program of `fn` as text, or None if `fn` raises for every size."""
-    for size in (2, 3, 4, 8, 16, 32, 1):
-        fill = _constant(specs, size)
-        arrays = [spec.filled(sizes) for spec, sizes in zip(specs, fill, strict=True)]
+    for size in SIZES if any(_unknown(specs)) else SIZES[:1]:
+        arrays = [
+            spec.filled(sizes) for spec, sizes in zip(specs, _constant(specs, size), strict=True)
+        ]
         try:
             return str(jax.make_jaxpr(fn)(arrays))
         except Exception:
-            if not any(_unknown(specs)):
-                return None
+            continue  # perhaps another size; a model that refuses a keyword refuses it always
     return None

@@ -172,19 +172,18 @@ class LinenModel:
         module = self._in_mode(training=True)
         return module.init(rng, *arguments.args, method=self._method, **arguments.kwargs)
 
-    def _grown(
-        self, params: Any, state: Any, rng: jax.Array, arguments: Arguments
-    ) -> set[str]:
+    def _grown(self, params: Any, state: Any, rng: jax.Array, arguments: Arguments) -> set[str]:
         """Collections that `sow` adds to in every call, which cannot be kept as they are."""
         if not any(isinstance(v, tuple) for c in state.values() for v in _entries(c)):
             return set()
-        plain = jax.tree.map(lambda x: x.value if isinstance(x, Annotated) else x, (params, state),
-                             is_leaf=lambda x: isinstance(x, Annotated))
+        plain = jax.tree.map(
+            lambda x: x.value if isinstance(x, Annotated) else x,
+            (params, state),
+            is_leaf=lambda x: isinstance(x, Annotated),
+        )
         _, mutated = self._apply({**plain[0], **plain[1]}, rng, arguments, True, _all_mutable())
         structure = jax.tree.structure
-        return {
-            k for k, v in plain[1].items() if structure(v) != structure(clean(mutated)[k])
-        }
+        return {k for k, v in plain[1].items() if structure(v) != structure(clean(mutated)[k])}
 
     def _call(
         self, params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
@@ -194,7 +193,9 @@ class LinenModel:
         mutated = flax.core.unfreeze(nn.meta.unbox(mutated))
         new_state = {k: mutated.get(k, v) for k, v in state.items()} if state else state
         losses = {
-            f"{collection}/{'/'.join(path)}": sum(map(jax.numpy.sum, jax.tree.leaves(value)))
+            f"{collection}/{'/'.join(path)}": jax.numpy.sum(
+                jax.numpy.stack(list(map(jax.numpy.sum, jax.tree.leaves(value))))
+            )
             for collection in roles.sown(mutated)
             for path, value in flax.traverse_util.flatten_dict(mutated[collection]).items()
         }

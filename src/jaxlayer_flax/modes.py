@@ -124,4 +124,8 @@ def _set(name: str, value: Any, flags: Mapping[str, bool], training: bool) -> An
         return value
     if isinstance(value, Mapping):
         return type(value)({**value, **inside})
-    return value._replace(**inside) if hasattr(value, "_replace") else dataclasses.replace(value, **inside)
+    return (
+        value._replace(**inside)
+        if hasattr(value, "_replace")
+        else dataclasses.replace(value, **inside)
+    )

@@ -12,10 +12,18 @@ from jaxlayer_core import ModuleLayer, SignatureError
 from jaxlayer_haiku import transforms
 from jaxlayer_haiku.adapter import HaikuAdapter
 
-_LAYER_OPTIONS = frozenset(
-    "name dtype trainable autocast activity_regularizer unpack_inputs non_array_outputs "
-    "copy_variables input_shape input_dim".split()
-)
+_LAYER_OPTIONS = {
+    "activity_regularizer",
+    "autocast",
+    "copy_variables",
+    "dtype",
+    "input_dim",
+    "input_shape",
+    "name",
+    "non_array_outputs",
+    "trainable",
+    "unpack_inputs",
+}
 
 
 @keras.saving.register_keras_serializable(package="jaxlayer")
@@ -76,8 +84,8 @@ class HaikuLayer(ModuleLayer):
             if not transforms.is_module_class(module):
                 raise SignatureError(
                     f"HaikuLayer got {[*args, *own]} in addition to {module!r}. Only an hk.Module "
-                    "class is followed by arguments; the options of a layer are keywords such as "
-                    f"{', '.join(sorted(_LAYER_OPTIONS)[:4])}."
+                    "class is followed by arguments. Options of the layer are: "
+                    f"{', '.join(sorted(_LAYER_OPTIONS))}."
                 )
             module = functools.partial(module, *args, **own)
         super().__init__(

@@ -108,8 +108,7 @@ def _from_class(cls: Any, method: Any) -> Callable[..., Any]:
 def _from_multi(multi: Any, method: Any) -> Stateful:
     """One apply function of a multi-transform, with the init they share."""
     named = {
-        paths.show(path): apply
-        for path, apply in paths.flatten(multi.apply, is_leaf=callable)[0]
+        paths.show(path): apply for path, apply in paths.flatten(multi.apply, is_leaf=callable)[0]
     }
     if method is None and len(named) == 1:
         method = next(iter(named))

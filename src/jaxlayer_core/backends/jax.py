@@ -80,9 +80,7 @@ class InitProgram:
         """
         constants = dict(zip(self._jaxpr.jaxpr.constvars, self._jaxpr.consts, strict=True))
         jaxpr, used = partial_eval.dce_jaxpr(self._jaxpr.jaxpr, list(wanted))
-        arguments = [
-            key if index == 0 else inputs(index - 1) for index, u in enumerate(used) if u
-        ]
+        arguments = [key if index == 0 else inputs(index - 1) for index, u in enumerate(used) if u]
         with jax.ensure_compile_time_eval():
             results = iter(
                 jax.core.eval_jaxpr(jaxpr, [constants[v] for v in jaxpr.constvars], *arguments)
