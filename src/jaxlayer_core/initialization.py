@@ -14,35 +14,13 @@ import jax
 import numpy as np
 
 from jaxlayer_core import backends, paths, specs
+from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, Arguments, PureModule, PyTree, Variables
 from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.structure import CallStructure, Packed
 from jaxlayer_core.variables import Pending, VariableTree, is_leaf
-
-
-@dataclasses.dataclass(frozen=True)
-class CallForm:
-    """What is known of a call before it runs.
-
-    Attributes:
-        structure: the call without its arrays.
-        specs: specs of the arrays.
-        values: the arrays, or () while there are none; used only by models whose initial
-            values depend on the data.
-    """
-
-    structure: CallStructure
-    specs: tuple[ArraySpec, ...]
-    values: tuple[Any, ...] = ()
-
-    def value(self, index: int, size: int) -> Any:
-        """An input to initialise with: the real one, or ones."""
-        if self.values and backends.current().is_concrete(self.values[index]):
-            return self.values[index]
-        return specs.placeholder(self.specs[index], size)
-
 
 InitFunction = Callable[[Any, Sequence[Any]], Packed]
 
@@ -97,7 +75,7 @@ def plan(
         BuildError: a shape is unknown.
     """
     init = init_function(module, form.structure)
-    if any(None in spec.shape for spec in form.specs):
+    if form.has_unknown_dimensions:
         out = shapes(module, form, key)
         values = _Values(init, form, key, None)
     else:

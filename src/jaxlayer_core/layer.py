@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import keras
 
-from jaxlayer_core import backends, hidden_flags, initialization, keras_bridge, rng, specs
+from jaxlayer_core import backends, calls, initialization, keras_bridge, rng, weights
+from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
-from jaxlayer_core.errors import BuildError, JaxLayerError, ModuleError, StructureError
-from jaxlayer_core.initialization import CallForm
-from jaxlayer_core.pure import Arguments, PureModule, PyTree
-from jaxlayer_core.specs import ArraySpec
-from jaxlayer_core.structure import CallStructure, Packed, is_array, only_arrays
+from jaxlayer_core.errors import JaxLayerError
+from jaxlayer_core.methods import Methods
+from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.runner import Runner, Writes
+from jaxlayer_core.structure import CallStructure, is_array
 from jaxlayer_core.variables import VariableTree
 
 
@@ -65,27 +64,17 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         self._unpack_inputs = unpack_inputs
         self._non_array_outputs = non_array_outputs
         self._copy_variables = copy_variables
-        self._make_module = modules
-        self._modules = _Cache(modules)
-        self._programs = _Cache(lambda key: backends.current().Program(self._function(*key)))
-        self._eager_calls = EagerCalls()
-        self._searched: set[str | None] = set()  # methods searched for hidden flags
-        self._next_form: CallForm | None = None
-        self._form: CallForm | None = None
+        self._methods = Methods(modules)
+        self._next_form: CallForm | None = None  # the call in progress, while not built
+        self._built_form: CallForm | None = None  # the call that the layer was built for
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Counter 0 initialises, the draws follow; without an init they start at 0.
         self._init_key = None
-        if self._module().init is not None:
+        if self._methods[None].init is not None:
             with jax.ensure_compile_time_eval():
                 self._init_key = rng.key_from_seed(self.seed_generator.next())
         with keras.name_scope(self.name, caller=self):
             self._create_variables(params, state, owner=self.name)
-
-    def _module(self, method: str | None = None) -> PureModule:
-        module: PureModule = self._modules(method)
-        return module
-
-    # Variables.
 
     @property
     def params(self) -> PyTree:
@@ -99,7 +88,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     def _create_variables(self, params: PyTree, state: PyTree, owner: str) -> None:
         """Makes variables of two trees, in which some leaves may be variables already."""
-        param_scope, state_scope = self._module().scopes
+        param_scope, state_scope = self._methods[None].scopes
         self._params = VariableTree.create(
             params,
             owner=owner,
@@ -114,9 +103,12 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         # Attributes that are lists of variables are what Keras tracks.
         self._param_variables = self._params.variables
         self._state_variables = self._state.variables
+        drop = self._non_array_outputs == "drop"
+        self._runner = Runner(self._methods, self._params, self._state, drop)
         self._eager_calls = EagerCalls()
         if not self.trainable:
-            self.trainable = False  # passes it on to the new variables
+            for variable in self._param_variables:
+                variable.trainable = False
 
     # Building.
 
@@ -124,72 +116,48 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         """Creates the variables that were not given.
 
         Args:
-            input_shape: shape, or nest of shapes, of a single positional input. The layer
-                records dtypes and other arguments when it is called; only a direct
+            input_shape: shape, or nest of shapes, of a single positional input. When the
+                layer is called it knows dtypes and other arguments too; only a direct
                 `build(shape)` has to assume a floating input (or an integer one, if the
                 model takes no other).
         """
-        if self._module(None).init is None:
-            self._form = self._next_form
+        if self._init_key is None:
+            self._built_form = self._next_form and self._next_form.without_values()
             return
-        forms = [self._next_form] if self._next_form else self._forms_from_shape(input_shape)
+        if self._next_form is not None:
+            forms = [self._next_form]
+        else:
+            forms = calls.forms_of_shape(
+                self.name, input_shape, self.compute_dtype, self._unpack_inputs
+            )
         failures: list[JaxLayerError] = []
         for form in forms:
             try:
-                self._build_for(form)
+                self._initialise(form, self._init_key)
             except JaxLayerError as error:
                 failures.append(error)
             else:
-                self._form = dataclasses.replace(form, values=())
+                self._built_form = form.without_values()
                 return
         raise failures[0]
 
-    def _build_for(self, form: CallForm) -> None:
-        assert self._init_key is not None
-        method = form.structure.method
-        with self._own_errors("initialise", form):
-            module = hidden_flags.find_in_init(self._module(method), form, self._init_key)
-            self._modules.put(method, module)
+    def _initialise(self, form: CallForm, key: jax.Array) -> None:
+        owner = self._methods[form.structure.method].signature.owner
+        with calls.explained(self.name, owner, "initialise", form):
+            module = self._methods.settle_init(form, key)
             given = (self._params, self._state)
-            params, state = initialization.plan(module, form, self._init_key, given)
+            params, state = initialization.plan(module, form, key, given)
         self._create_variables(params, state, owner=self.path or self.name)
-
-    def _forms_from_shape(self, input_shape: Any) -> list[CallForm]:
-        """The calls that a bare shape may stand for: floating data, or integers."""
-        if input_shape is None:
-            raise BuildError(
-                f"{self.name} cannot be built before the shape of its input is known. Call it "
-                "on data or on keras.Input(...), or use layer.build(input_shape)."
-            )
-        forms = []
-        for dtype in (self.compute_dtype, "int32"):
-            nest = keras.tree.map_shape_structure(
-                lambda shape, dtype=dtype: keras.KerasTensor(shape, dtype), input_shape
-            )
-            forms.append(self._read_call((nest,), {}, None))
-        return forms
 
     def get_build_config(self) -> dict[str, Any] | None:
         """The call that the layer was built for, with dtypes, to build it again on load."""
-        if self._form is None:
-            return None
-        arrays = [
-            keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
-            for spec in self._form.specs
-        ]
-        args, kwargs = self._form.structure.restore(arrays)
-        call = {"args": args, "kwargs": kwargs, "method": self._form.structure.method}
-        return {"call": keras.saving.serialize_keras_object(call)}
+        return None if self._built_form is None else {"call": self._built_form.get_config()}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer for the call in `get_build_config()`."""
-        if "call" not in config:
-            super().build_from_config(config)
-            return
-        call = keras.saving.deserialize_keras_object(config["call"])
-        arrays, structure = CallStructure.of(tuple(call["args"]), call["kwargs"], call["method"])
-        self._next_form = CallForm(structure, tuple(map(ArraySpec.of, arrays)))
-        self.build(None)
+        if "call" in config:
+            self._next_form = CallForm.from_config(config["call"])
+        self.build(config.get("input_shape"))
         self._next_form = None
 
     # Calling.
@@ -199,8 +167,8 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
         Args:
             *args: the model's positional arguments.
-            **kwargs: the model's keyword arguments, and `training` and `method`, unless
-                the model takes arguments of these names itself.
+            **kwargs: the model's keyword arguments; also `training`, the mode, and `method`,
+                the name of the model's method to call instead of the layer's own.
 
         Returns:
             What the model returns.
@@ -208,21 +176,18 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if isinstance(kwargs.get("structure"), CallStructure):  # replayed by a Keras graph
             return self._call_keras(*args, **kwargs)
         training = kwargs.pop("training", None)
-        if len(args) == 1 and not kwargs:
+        if len(args) == 1 and not kwargs and is_array(args[0]):
             ready = self._eager_calls.find(args[0], training, self.trainable)
             if ready is not None:
                 return ready(args[0])
-        if not kwargs and len(args) == 1 and is_array(args[0]) and not rng.is_key(args[0]):
-            self._next_form = None if self.built else self._read_call(args, {}, None)
-            return self._call_keras(args[0], training=training)
-        method = kwargs.pop("method", None)
         keras_bridge.adopt((args, kwargs))
-        form = self._read_call(args, kwargs, method)
+        method = kwargs.pop("method", None)
+        form = CallForm.read(args, kwargs, method, self._unpack_inputs)
         if training is None:
-            signature = self._module(method).signature
+            signature = self._methods[method].signature
             training = signature.stated_mode(*form.structure.restore(form.values))
         self._next_form = None if self.built else form
-        if form.structure.is_plain:
+        if form.structure.is_plain and not self._unpack_inputs:
             return self._call_keras(args[0], training=training)
         return self._call_keras(list(form.values), structure=form.structure, training=training)
 
@@ -231,18 +196,6 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             return super().__call__(*args, **kwargs)
         finally:
             self._next_form = None
-
-    def _read_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None
-    ) -> CallForm:
-        """Splits a call into its arrays and the rest."""
-        if self._unpack_inputs and len(args) == 1 and not kwargs and not is_array(args[0]):
-            if isinstance(args[0], dict):
-                args, kwargs = (), args[0]
-            elif isinstance(args[0], tuple | list):
-                args = tuple(args[0])
-        arrays, structure = CallStructure.of(args, kwargs, method)
-        return CallForm(structure, tuple(map(ArraySpec.of, arrays)), tuple(arrays))
 
     def call(
         self, inputs: Any, structure: CallStructure | None = None, training: bool | None = None
@@ -254,85 +207,50 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             structure: what else the call has, or None.
             training: the mode; None for the layer's default.
         """
-        form = self._to_form(inputs, structure)
-        if any(None in spec.shape for spec in form.specs):
+        form = self._form(inputs, structure)
+        if form.has_unknown_dimensions:
             return self._call_symbolically(form, training)
-        self._find_hidden_flags(form)
-        mode, writes = self._mode(form.structure.method, training)
-        program = self._programs((form.structure, mode, writes))
+        method = form.structure.method
+        owner = self._methods[method].signature.owner
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
         params, state = self._params.values(), self._state.values()
-        with self._own_errors("call", form):
+        with calls.explained(self.name, owner, "call", form):
+            self._methods.settle_call(form, self._params, self._state)
+            mode, writes = self._mode(method, training)
+            program = self._runner.program(form.structure, mode, writes)
             draws = program.draws(params, state, rng.unused_key(), arrays)
             key = rng.key_from_seed(self.seed_generator.next()) if draws else rng.unused_key()
             outputs, new_state, losses = program(params, state, key, arrays)
-        written = self._written(writes)
+        written = self._runner.written(method, writes)
         for variable, value in zip(written, new_state, strict=True):
             self._assign(variable, value)
+        for loss in losses.values():
+            self.add_loss(loss)
         if structure is None and not (draws or written or losses or self._is_special()):
             owned = (self._params.variables, self._state.variables)
             self._eager_calls.remember(inputs, training, self.trainable, program, *owned)
-        for loss in losses.values():
-            self.add_loss(loss)
         result = outputs.unpack()
         keras_bridge.adopt(result)
         return result
+
+    def _form(self, inputs: Any, structure: CallStructure | None) -> CallForm:
+        if structure is None:
+            return CallForm.read((inputs,), {}, None, self._unpack_inputs)
+        return CallForm.of(structure, inputs)
+
+    def _mode(self, method: str | None, training: bool | None) -> tuple[bool, Writes]:
+        """The model's mode, and which state a call in it writes."""
+        if not self.trainable:
+            return False, "none"
+        if training is None:
+            training = not self._methods[method].has_modes
+        return bool(training), "all" if training else "inference"
 
     def _is_special(self) -> bool:
         """Whether Keras adds something to each call of this layer."""
         return bool(
             self._has_policy or self._unpack_inputs or self.activity_regularizer or self._remat_mode
         )
-
-    def _call_symbolically(self, form: CallForm, training: bool | None) -> Any:
-        """The call while somebody infers shapes with symbolic dimensions.
-
-        The ladder may succeed where the model itself rejects symbols. An unknown dimension
-        of the result then gets the first symbol of the inputs, which Keras turns back into
-        None.
-        """
-        packed = self._output_specs(form, training)
-        dims = [dim for value in form.values for dim in value.shape]
-        symbol = next(dim for dim in dims if not isinstance(dim, int))
-        result = packed.replace(
-            lambda spec: jax.numpy.zeros(
-                tuple(symbol if d is None else d for d in spec.shape), spec.dtype
-            )
-        )
-        keras_bridge.adopt(result)
-        return result
-
-    def _find_hidden_flags(self, form: CallForm) -> None:
-        """Settles the train flags that the signature of a call does not show."""
-        method = form.structure.method
-        if self._module(method).signature.hides_flags and method not in self._searched:
-            self._searched.add(method)
-            module = hidden_flags.find_in_call(
-                self._module(method), form, self._params, self._state
-            )
-            self._modules.put(method, module)
-
-    def _to_form(self, inputs: Any, structure: CallStructure | None) -> CallForm:
-        if structure is None:
-            return self._read_call((inputs,), {}, None)
-        return CallForm(structure, tuple(map(ArraySpec.of, inputs)), tuple(inputs))
-
-    def _mode(self, method: str | None, training: bool | None) -> tuple[bool, str]:
-        """The model's mode, and which state it writes: `"all"`, `"some"` or `"none"`."""
-        if not self.trainable:
-            return False, "none"
-        if training is None:
-            training = not self._module(method).has_modes
-        return bool(training), "all" if training else "some"
-
-    def _writes(self, writes: str) -> list[bool]:
-        """Per state variable, whether a call writes it."""
-        some = self._module().writes_in_inference
-        return [writes == "all" or (writes == "some" and some(path)) for path in self._state.paths]
-
-    def _written(self, writes: str) -> list[keras.Variable]:
-        chosen = self._writes(writes)
-        return [v for v, write in zip(self._state.variables, chosen, strict=True) if write]
 
     def _assign(self, variable: keras.Variable, value: jax.Array) -> None:
         if isinstance(value, jax.core.Tracer) and not keras_bridge.in_stateless_scope():
@@ -344,38 +262,13 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             )
         variable.assign(value)
 
-    def _function(self, structure: CallStructure, training: bool, writes: str) -> Any:
-        """The call as a function of arrays, for one structure and mode."""
-        module = self._module(structure.method)
-        owner = module.signature.owner
-        drop = self._non_array_outputs == "drop"
-
-        def function(
-            params: Sequence[Any], state: Sequence[Any], key: jax.Array, inputs: Sequence[Any]
-        ) -> tuple[Packed, list[Any], dict[str, Any]]:
-            arguments = structure.restore(inputs)
-            outcome = module.call(
-                self._params.restore(params),
-                self._state.restore(state),
-                key,
-                Arguments(*module.signature.complete(*arguments, training)),
-                training,
-            )
-            new_state = self._state.extract(outcome.state, owner)
-            kept = zip(new_state, self._writes(writes), strict=True)
-            outputs = Packed.of(only_arrays(outcome.outputs, owner, drop))
-            return outputs, [value for value, keep in kept if keep], outcome.losses
-
-        return function
-
     # Shapes.
 
     def compute_output_spec(
         self, inputs: Any, structure: CallStructure | None = None, training: bool | None = None
     ) -> Any:
         """Shapes and dtypes of the outputs, as `KerasTensor`s."""
-        form = self._to_form(inputs, structure)
-        packed = self._output_specs(form, training)
+        packed = self._output_specs(self._form(inputs, structure), training)
         result = packed.replace(
             lambda spec: keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
         )
@@ -384,31 +277,33 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Shapes of the outputs for a single positional input of the given shape."""
-        forms = [self._form] if self._form is not None else self._forms_from_shape(input_shape)
-        dtypes = iter(spec.dtype for spec in forms[0].specs)
-        nest = keras.tree.map_shape_structure(
-            lambda shape: keras.KerasTensor(shape, keras.backend.standardize_dtype(next(dtypes))),
-            input_shape,
-        )
-        form = self._read_call((nest,), {}, None)
+        if not self.built:
+            self.build(input_shape)
+        dtypes = [spec.dtype for spec in self._built_form.specs] if self._built_form else []
+        form = calls.form_of_shape(input_shape, dtypes, self._unpack_inputs, self.compute_dtype)
         return self._output_specs(form, None).replace(lambda spec: spec.shape)
 
-    def _output_specs(self, form: CallForm, training: bool | None) -> Packed:
-        self._find_hidden_flags(form)
-        mode, writes = self._mode(form.structure.method, training)
-        function = self._function(form.structure, mode, writes)
-        params, state = self._params.specs(), self._state.specs()
-        first, last = len(params), len(params) + len(state)
+    def _output_specs(self, form: CallForm, training: bool | None) -> Any:
+        owner = self._methods[form.structure.method].signature.owner
+        with calls.explained(self.name, owner, "infer the output of", form):
+            mode, _ = self._mode(form.structure.method, training)
+            return self._runner.output_specs(form, mode)
 
-        def outputs(arrays: list[Any]) -> Packed:
-            key, *inputs = arrays[last:]
-            return function(arrays[:first], arrays[first:last], key, inputs)[0]
+    def _call_symbolically(self, form: CallForm, training: bool | None) -> Any:
+        """The call while somebody else infers shapes, with symbolic dimensions.
 
-        with self._own_errors("infer the output of", form):
-            packed: Packed = specs.infer(
-                outputs, [*params, *state, ArraySpec.of(rng.unused_key()), *form.specs]
+        The ladder may succeed where the model itself rejects symbols. An unknown dimension
+        of the result gets the first symbol of the inputs, which Keras turns back into None.
+        """
+        dims = [dim for value in form.values for dim in value.shape]
+        symbol = next(dim for dim in dims if not isinstance(dim, int))
+        result = self._output_specs(form, training).replace(
+            lambda spec: jax.numpy.zeros(
+                tuple(symbol if dim is None else dim for dim in spec.shape), spec.dtype
             )
-        return packed
+        )
+        keras_bridge.adopt(result)
+        return result
 
     # Saving.
 
@@ -426,72 +321,12 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     def save_own_variables(self, store: Any) -> None:
         """Stores each variable under its own path."""
-        for path, variable in self._named_variables().items():
-            store[path] = variable
+        weights.save(self._named_variables(), store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads each variable by its own path.
-
-        Raises:
-            StructureError: the file has other paths or shapes. Nothing is loaded then.
-        """
-        variables = self._named_variables()
-        stored = set(store.keys())
-        if stored != set(variables):
-            missing, unknown = sorted(set(variables) - stored), sorted(stored - set(variables))
-            raise StructureError(
-                f"The file does not hold the variables of the layer {self.name!r}. "
-                f"Missing from the file: {missing[:10] or 'none'}; in the file but not in the "
-                f"layer: {unknown[:10] or 'none'}. Load it into the model that saved it."
-            )
-        for path, variable in variables.items():
-            if tuple(store[path].shape) != tuple(variable.shape):
-                raise StructureError(
-                    f"The file's `{path}` for the layer {self.name!r} has shape "
-                    f"{tuple(store[path].shape)}, expected {tuple(variable.shape)}."
-                )
-        for path, variable in variables.items():
-            variable.assign(store[path])
+        """Loads each variable by its own path."""
+        weights.load(self.name, self._named_variables(), store)
 
     def _named_variables(self) -> dict[str, keras.Variable]:
-        param_scope, state_scope = self._module().scopes
-        return {
-            ".".join((*scope, *path)): variable
-            for scope, tree in ((param_scope, self._params), (state_scope, self._state))
-            for path, variable in zip(tree.paths, tree.variables, strict=True)
-        }
-
-    # Errors.
-
-    @contextlib.contextmanager
-    def _own_errors(self, doing: str, form: CallForm) -> Iterator[None]:
-        """Turns what the framework raises into an error that says which layer and inputs."""
-        try:
-            yield
-        except JaxLayerError:
-            raise
-        except Exception as error:
-            owner = self._module(form.structure.method).signature.owner
-            shown = ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in form.specs)
-            kind = BuildError if doing != "call" else ModuleError
-            raise kind(
-                f"{owner}, wrapped by the layer {self.name!r}, failed to {doing} its model "
-                f"on inputs {shown or '(none)'}: {type(error).__name__}: {error}",
-                cause=error,
-            ) from error
-
-
-class _Cache:
-    """A dict that makes what is missing."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make = make
-        self._made: dict[Any, Any] = {}
-
-    def __call__(self, key: Any) -> Any:
-        if key not in self._made:
-            self._made[key] = self._make(key)
-        return self._made[key]
-
-    def put(self, key: Any, value: Any) -> None:
-        self._made[key] = value
+        param_scope, state_scope = self._methods[None].scopes
+        return weights.named((param_scope, self._params), (state_scope, self._state))

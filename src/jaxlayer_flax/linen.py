@@ -182,8 +182,8 @@ class LinenModel:
             is_leaf=lambda x: isinstance(x, Annotated),
         )
         _, mutated = self._apply({**plain[0], **plain[1]}, rng, arguments, True, _all_mutable())
-        structure = jax.tree.structure
-        return {k for k, v in plain[1].items() if structure(v) != structure(clean(mutated)[k])}
+        after = clean(mutated)
+        return {k for k, v in plain[1].items() if _shape_of(v) != _shape_of(after[k])}
 
     def _call(
         self, params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
@@ -244,6 +244,11 @@ class LinenModel:
 @functools.cache
 def _all_mutable() -> nn.DenyList:
     return nn.DenyList(_NEVER_MUTABLE)
+
+
+def _shape_of(tree: Any) -> str:
+    """The structure of a tree, comparable."""
+    return str(jax.tree.structure(tree))
 
 
 def _entries(collection: Any) -> Iterable[Any]:

@@ -123,7 +123,8 @@ def _set(name: str, value: Any, flags: Mapping[str, bool], training: bool) -> An
     if not inside:
         return value
     if isinstance(value, Mapping):
-        return type(value)({**value, **inside})
+        kind: Any = type(value)
+        return kind({**value, **inside})
     return (
         value._replace(**inside)
         if hasattr(value, "_replace")

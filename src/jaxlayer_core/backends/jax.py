@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.interpreters import partial_eval
 
 Arrays = Sequence[Any]
@@ -86,8 +85,3 @@ class InitProgram:
                 jax.core.eval_jaxpr(jaxpr, [constants[v] for v in jaxpr.constvars], *arguments)
             )
         return [next(results) if want else None for want in wanted]
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a value is an array with data: not a tracer, nor a `KerasTensor`."""
-    return isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer)
