@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Iterable
-
-from jaxlayer_core import registry
 
 _DISTRIBUTIONS = (
     ("jaxlayer", None),
@@ -35,7 +34,13 @@ def _rows() -> Iterable[tuple[str, str, str]]:
         version = _version(name)
         missing = f"pip install 'jaxlayer[{extra}]'" if extra else f"pip install {name}"
         yield name, version or "missing", "" if version else missing
-    import keras  # here, so that the table's first lines do not wait for it
+    try:
+        from jaxlayer_core import errors, registry  # here, because it imports Keras
+    except ImportError as error:
+        backend = os.environ.get("KERAS_BACKEND", "as in keras.json")
+        yield "Keras backend", backend, f"{error}; set KERAS_BACKEND=jax"
+        return
+    import keras
 
     backend = keras.backend.backend()
     note = "" if backend == "jax" else "jaxlayer needs KERAS_BACKEND=jax"
@@ -44,9 +49,9 @@ def _rows() -> Iterable[tuple[str, str, str]]:
         try:
             registry.load(entry_point)
             status = "ok"
-        except registry.MissingDependencyError as error:
+        except errors.MissingDependencyError as error:
             status = str(error).rpartition("Install it with: ")[2]
-        except registry.AdapterError as error:
+        except errors.AdapterError as error:
             status = f"broken: {error}"
         yield f"adapter {entry_point.name}", registry.distribution(entry_point), status
 

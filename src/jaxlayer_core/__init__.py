@@ -1,5 +1,10 @@
 """Core of jaxlayer: JAX models as Keras layers, whatever framework they are written in."""
 
+# ruff: noqa: E402  # the backend is chosen before anything imports Keras
+from jaxlayer_core import default_backend
+
+default_backend.choose()
+
 from jaxlayer_core.adapter import Adapter
 from jaxlayer_core.errors import (
     AdapterError,
