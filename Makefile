@@ -23,7 +23,7 @@ demo: $(VENV)/.demo  ## train a Haiku and a Flax model with Keras; pictures go t
 test: $(VENV)/.test  ## run the tests
 	$(RUN) -m pytest -n 2
 
-lint: $(VENV)/.dev  ## check style and types
+lint: $(VENV)/.lint  ## check style and types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
@@ -36,7 +36,7 @@ clean:  ## remove the environment and all that was built
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps are files inside .venv, so that they go when it goes. One per dependency group:
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) -m pip install --editable . --group $*
 	@touch $@
 

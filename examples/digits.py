@@ -153,7 +153,7 @@ def _draw(
     figure, axes = plt.subplot_mosaic(
         [["accuracy", "digits"], ["loss", "digits"]],
         width_ratios=[1, 1.5],
-        figsize=(12.5, 5.4),
+        figsize=(12.5, 5.2),
         dpi=120,
         layout="constrained",
     )
@@ -178,7 +178,8 @@ def _draw_curve(
     axes.plot(epochs, training, color=BLUE, marker=marker, label="training")
     axes.plot(epochs, validation, color=ORANGE, marker=marker, label="validation")
     axes.set_ylabel(name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, len(training) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color="#e6e8eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

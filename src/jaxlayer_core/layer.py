@@ -198,16 +198,23 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self._next_form = None
 
     def call(
-        self, inputs: Any, structure: CallStructure | None = None, training: bool | None = None
+        self,
+        inputs: Any = None,
+        *args: Any,
+        structure: CallStructure | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Runs the model; `layer(...)` is the way to call this.
+        """Runs the model; `layer(...)` and `layer.stateless_call(...)` are the ways here.
 
         Args:
-            inputs: the single positional argument, or the arrays of `structure`.
-            structure: what else the call has, or None.
+            inputs: the model's first argument, or the arrays of `structure`.
+            *args: its other positional arguments.
+            structure: a call that has been read already, or None.
             training: the mode; None for the layer's default.
+            **kwargs: the model's keyword arguments, and `method`.
         """
-        form = self._form(inputs, structure)
+        form = self._form(inputs, args, kwargs, structure)
         if form.has_unknown_dimensions:
             return self._call_symbolically(form, training)
         method = form.structure.method
@@ -226,17 +233,27 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self._assign(variable, value)
         for loss in losses.values():
             self.add_loss(loss)
-        if structure is None and not (draws or written or losses or self._is_special()):
+        if form.structure.is_plain and not (draws or written or losses or self._is_special()):
             owned = (self._params.variables, self._state.variables)
             self._eager_calls.remember(inputs, training, self.trainable, program, *owned)
         result = outputs.unpack()
         keras_bridge.adopt(result)
         return result
 
-    def _form(self, inputs: Any, structure: CallStructure | None) -> CallForm:
-        if structure is None:
-            return CallForm.read((inputs,), {}, None, self._unpack_inputs)
-        return CallForm.of(structure, inputs)
+    def _form(
+        self,
+        inputs: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        structure: CallStructure | None,
+    ) -> CallForm:
+        """The form of the arguments of `call`."""
+        if structure is not None:
+            return CallForm.of(structure, inputs)
+        method = kwargs.pop("method", None)
+        none_at_all = inputs is None and not args
+        given = () if none_at_all else (inputs, *args)
+        return CallForm.read(given, kwargs, method, self._unpack_inputs)
 
     def _mode(self, method: str | None, training: bool | None) -> tuple[bool, Writes]:
         """The model's mode, and which state a call in it writes."""
@@ -265,10 +282,15 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     # Shapes.
 
     def compute_output_spec(
-        self, inputs: Any, structure: CallStructure | None = None, training: bool | None = None
+        self,
+        inputs: Any = None,
+        *args: Any,
+        structure: CallStructure | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Shapes and dtypes of the outputs, as `KerasTensor`s."""
-        packed = self._output_specs(self._form(inputs, structure), training)
+        """Shapes and dtypes of the outputs of a call, as `KerasTensor`s."""
+        packed = self._output_specs(self._form(inputs, args, kwargs, structure), training)
         result = packed.replace(
             lambda spec: keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
         )

@@ -1,5 +1,6 @@
 """Haiku models as Keras layers."""
 
+import jaxlayer_core  # noqa: F401  # first: it settles the backend before Keras is imported
 from jaxlayer_haiku.adapter import HaikuAdapter
 from jaxlayer_haiku.layer import HaikuLayer
 

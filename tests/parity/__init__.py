@@ -1,0 +1,1 @@
+"""Published models: the layer gives what the framework itself gives."""
