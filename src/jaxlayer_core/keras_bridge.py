@@ -10,8 +10,9 @@ import optree
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import get_keras_mask as mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-__all__ = ["adopt", "in_stateless_scope", "is_idle", "mask", "raw_value"]
+__all__ = ["adopt", "in_stateless_scope", "in_symbolic_scope", "is_idle", "mask", "raw_value"]
 
 _NAMESPACE = "keras"
 _CONTEXTS = ("current_call_ctx", "stateless_scope", "autocast_scope", "distribution")

@@ -215,8 +215,16 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             **kwargs: the model's keyword arguments, and `method`.
         """
         form = self._form(inputs, args, kwargs, structure)
-        if form.has_unknown_dimensions:
-            return self._call_symbolically(form, training)
+        if not (form.has_unknown_dimensions and keras_bridge.in_symbolic_scope()):
+            return self._run(form, training)
+        # Keras infers the shapes of a model around this layer, with symbolic dimensions.
+        try:
+            return self._run(form, training)
+        except JaxLayerError:  # the model rejects symbols, but the ladder may succeed
+            return self._stand_in(form, training)
+
+    def _run(self, form: CallForm, training: bool | None) -> Any:
+        """Runs the model, and writes what it draws, updates and loses."""
         method = form.structure.method
         owner = self._methods[method].signature.owner
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
@@ -233,9 +241,9 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self._assign(variable, value)
         for loss in losses.values():
             self.add_loss(loss)
-        if form.structure.is_plain and not (draws or written or losses or self._is_special()):
+        if form.structure.is_single and not (draws or written or losses or self._is_special()):
             owned = (self._params.variables, self._state.variables)
-            self._eager_calls.remember(inputs, training, self.trainable, program, *owned)
+            self._eager_calls.remember(form.values[0], training, self.trainable, program, *owned)
         result = outputs.unpack()
         keras_bridge.adopt(result)
         return result
@@ -311,11 +319,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             mode, _ = self._mode(form.structure.method, training)
             return self._runner.output_specs(form, mode)
 
-    def _call_symbolically(self, form: CallForm, training: bool | None) -> Any:
-        """The call while somebody else infers shapes, with symbolic dimensions.
+    def _stand_in(self, form: CallForm, training: bool | None) -> Any:
+        """Outputs of the right shape, for a caller that only infers shapes.
 
-        The ladder may succeed where the model itself rejects symbols. An unknown dimension
-        of the result gets the first symbol of the inputs, which Keras turns back into None.
+        An unknown dimension gets the first symbol of the inputs; Keras turns it into None.
         """
         dims = [dim for value in form.values for dim in value.shape]
         symbol = next(dim for dim in dims if not isinstance(dim, int))

@@ -105,6 +105,11 @@ class CallStructure:
             and all(leaf is None for leaf in self.leaves)
         )
 
+    @property
+    def is_single(self) -> bool:
+        """Whether the call is one positional array."""
+        return self.leaves == (None,) and self.treedef == _SINGLE and self.method is None
+
     def restore(self, arrays: Sequence[Any]) -> Arguments:
         """The arguments, with `arrays` in their places."""
         remaining = iter(arrays)
@@ -118,6 +123,9 @@ class CallStructure:
                 values.append(next(remaining))
         args, kwargs = jax.tree_util.tree_unflatten(self.treedef, values)
         return Arguments(tuple(args), dict(kwargs))
+
+
+_SINGLE = jax.tree_util.tree_structure(((0,), {}))
 
 
 @jax.tree_util.register_pytree_node_class

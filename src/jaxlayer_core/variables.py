@@ -204,7 +204,7 @@ class _Shown:
 
 
 def _structure_error(owner: str, initial: PyTree, returned: PyTree) -> StructureError:
-    """Says where two trees differ, in the words of `jax.tree.map`."""
+    """Says where two trees differ, by leaf and in the words of JAX."""
     before = {paths.show(p) for p, _ in paths.flatten(initial)[0]}
     after = {paths.show(p) for p, _ in paths.flatten(returned)[0]}
     parts = []
@@ -213,11 +213,12 @@ def _structure_error(owner: str, initial: PyTree, returned: PyTree) -> Structure
     if new := sorted(after - before):
         parts.append(f"leaves that it returned and was not initialised with: {new[:5]}")
     try:
-        jax.tree.map(lambda *_: None, returned, initial)
+        structure: Any = jax.tree.structure(returned)
+        structure.flatten_up_to(initial)
         detail = "a leaf was returned where a subtree was expected"
     except ValueError as error:
         detail = str(error)
-    parts.append(f"comparing the returned state with the initial one: {detail}")
+    parts.append(f"comparing what it returned with the initial state: {detail.rstrip('.')}")
     return StructureError(
         f"Structure mismatch: {owner} returned a state whose structure is not that of the "
         f"initial state; {'; '.join(parts)}. Return the state with the structure that "

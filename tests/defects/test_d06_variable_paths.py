@@ -142,7 +142,7 @@ history = model.fit(x, np.ones((8, 4), "float32"), batch_size=8, epochs=3, verbo
 print(*history["loss"])
 for variable in layer.weights:
     value = variable.value
-    print(variable.path, tuple(value.sharding.shard_shape(value.shape)))
+    print(variable.path.removeprefix("sequential/"), tuple(value.sharding.shard_shape(value.shape)))
 """
 
 

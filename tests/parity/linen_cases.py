@@ -523,7 +523,7 @@ add("sow: losses+intermediates", lambda: SowAux(), floats(2, 3), sown=("losses",
 
 
 class EMAVars(nn.Module):
-    """BatchNorm plus a custom moving average, flag with no default in the middle of the signature."""
+    """BatchNorm and an own moving average; the flag has no default."""
 
     @nn.compact
     def __call__(self, x, training, scale=1.0):

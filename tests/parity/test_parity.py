@@ -1,4 +1,4 @@
-"""Every published model is as a layer what its framework makes of it: cases × properties.
+"""Every published model is as a layer what its framework makes of it: cases x properties.
 
 Exact wherever both sides are one compiled program, because then they are the same program;
 `fit` puts more into its step than a native step has, so there a tolerance is allowed.
