@@ -282,11 +282,11 @@ def main() -> None:
     out.write_text(json.dumps({"environment": machine, "rows": rows}, indent=2) + "\n")
     print(f"\n{'model':<12} {'figure':<18} {'native':>10} {'ours':>10}  ours/native (quartiles)")
     for r in rows:
-        spread = "–".join(f"{v:.2f}" for v in r["ours spread"])
+        spread = " to ".join(f"{v:.2f}" for v in r["ours spread"])
         keras_own = f"   keras/native {r['keras/native']:.2f}" if "keras" in r else ""
         print(
-            f"{r['model']:<12} {r['figure']:<18} {r['native']:>10.2f} {r['ours']:>10.2f} {r['unit']:<4}"
-            f" {r['ours/native']:.2f} ({spread}){keras_own}"
+            f"{r['model']:<12} {r['figure']:<18} {r['native']:>10.2f} {r['ours']:>10.2f}"
+            f" {r['unit']:<4} {r['ours/native']:.2f} ({spread}){keras_own}"
         )
     print(f"\nwritten to {os.path.relpath(out)}")
 

@@ -181,7 +181,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             if ready is not None:
                 return ready(args[0])
         keras_bridge.adopt((args, kwargs))
-        method = kwargs.pop("method", None)
+        method = self._pop_method(kwargs)
         form = CallForm.read(args, kwargs, method, self._unpack_inputs)
         if training is None:
             signature = self._methods[method].signature
@@ -190,6 +190,11 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if form.structure.is_plain and not self._unpack_inputs:
             return self._call_keras(args[0], training=training)
         return self._call_keras(list(form.values), structure=form.structure, training=training)
+
+    def _pop_method(self, kwargs: dict[str, Any]) -> str | None:
+        """The method that a call chooses, unless `method` is an argument of the model."""
+        takes = self._methods[None].signature.takes("method")
+        return None if takes else kwargs.pop("method", None)
 
     def _call_keras(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -258,7 +263,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         """The form of the arguments of `call`."""
         if structure is not None:
             return CallForm.of(structure, inputs)
-        method = kwargs.pop("method", None)
+        method = self._pop_method(kwargs)
         none_at_all = inputs is None and not args
         given = () if none_at_all else (inputs, *args)
         return CallForm.read(given, kwargs, method, self._unpack_inputs)

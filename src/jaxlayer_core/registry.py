@@ -196,6 +196,8 @@ def _nobody(obj: Any) -> str:
         f"No adapter knows {_describe(obj)}. Adapters: {', '.join(known) or 'none'}. "
         "Register one with jaxlayer_core.register_adapter, or name one with adapter=...."
     )
+    if isinstance(obj, type):
+        text += " Perhaps an instance of the class is meant, not the class."
     if inspect.isroutine(obj) or type(obj).__name__ == "partial":
         text += (
             " A plain function does not tell its framework: use HaikuLayer(fn) for one that uses "

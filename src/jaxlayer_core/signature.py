@@ -135,6 +135,10 @@ class CallSignature:
             and any(p.kind is p.VAR_KEYWORD for p in self.parameters)
         )
 
+    def takes(self, name: str) -> bool:
+        """Whether there is a parameter of this name."""
+        return any(p.name == name for p in self.parameters)
+
     def discover(self, program: Callable[[dict[str, bool]], str | None]) -> CallSignature:
         """Looks for flags hidden in `**kwargs`.
 
@@ -189,8 +193,7 @@ class CallSignature:
         given, rest, extra = self._assign(args, kwargs)
         for name, in_training in self.flags.items():
             if name not in given and name not in extra:
-                known = any(p.name == name for p in self.parameters)
-                (given if known else extra)[name] = training is in_training
+                (given if self.takes(name) else extra)[name] = training is in_training
         return self._arrange(given, rest, extra)
 
     def _assign(

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from jaxlayer_core import ModuleLayer
+from jaxlayer_core import Adapter, ModuleLayer
 from jaxlayer_core.registry import resolve
 from jaxlayer_flax.linen import LinenAdapter
 
@@ -33,6 +33,8 @@ class FlaxLayer(ModuleLayer):
             boxed (`nn.Partitioned`) leaves are fine. Collections that are missing are
             initialised.
         training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
+        rngs: streams to supply besides those that the module demands with `make_rng`: those
+            that it only looks for with `has_rng`.
         seed: integer seed; makes the initial weights and all draws reproducible.
         native_serialization_platforms: accepted for compatibility with Keras; it concerns
             the TensorFlow backend.
@@ -56,11 +58,15 @@ class FlaxLayer(ModuleLayer):
         variables: Any = None,
         *,
         training_arg: str | Iterable[str] | None = None,
+        rngs: Iterable[str] = (),
         seed: int | None = None,
         native_serialization_platforms: Any = None,
         **kwargs: Any,
     ) -> None:
-        adapter = resolve(module, kwargs.pop("adapter", None))
+        self._rngs = tuple(rngs)
+        adapter: Adapter = LinenAdapter(self._rngs)
+        if not adapter.accepts(module):
+            adapter = resolve(module)
         params, state = (None, None) if variables is None else adapter.variables(variables)
         self._native_serialization_platforms = native_serialization_platforms
         super().__init__(
@@ -78,5 +84,6 @@ class FlaxLayer(ModuleLayer):
         """Config with the module as Keras serialises it."""
         return {
             **super().get_config(),
+            "rngs": list(self._rngs),
             "native_serialization_platforms": self._native_serialization_platforms,
         }

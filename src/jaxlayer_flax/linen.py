@@ -33,12 +33,19 @@ _NEVER_MUTABLE = tuple(n for n, r in roles.ROLES.items() if r in (Role.PARAMS, R
 class LinenAdapter(Adapter):
     """Adapts instances of `flax.linen.Module`.
 
+    Args:
+        rngs: streams to supply besides those that a module demands: `make_rng` demands,
+            `has_rng` only looks.
+
     Example:
         >>> LinenAdapter().accepts(nn.Dense(3))
         True
     """
 
     framework = "flax.linen"
+
+    def __init__(self, rngs: Iterable[str] = ()) -> None:
+        self._rngs = tuple(rngs)
 
     def accepts(self, obj: Any) -> bool:
         """Whether `obj` is a linen module."""
@@ -52,7 +59,7 @@ class LinenAdapter(Adapter):
         training_arg: str | Iterable[str] | None = None,
     ) -> PureModule:
         """Makes the canonical form of a module and one of its methods."""
-        return LinenModel(obj, method, training_arg).pure()
+        return LinenModel(obj, method, training_arg, self._rngs).pure()
 
     def variables(self, given: Any) -> tuple[Any, Any]:
         """Splits a dict of collections into params and state."""
@@ -84,15 +91,20 @@ class LinenModel:
         module: the module.
         method: name, bound method or function of the module; None for `__call__`.
         training_arg: names of train flags, or None.
+        rngs: streams to supply in any case.
     """
 
     def __init__(
-        self, module: nn.Module, method: Any, training_arg: str | Iterable[str] | None
+        self,
+        module: nn.Module,
+        method: Any,
+        training_arg: str | Iterable[str] | None,
+        rngs: Iterable[str] = (),
     ) -> None:
         self._module = module
         self._name = f"the Flax module {type(module).__name__}"
         self._method = self._find_method(method)
-        self._streams: dict[bool, list[str]] = {True: [], False: []}
+        self._streams: dict[bool, list[str]] = {True: list(rngs), False: list(rngs)}
         self._fill_children = False
         self._signature, self._attributes = self._find_flags(training_arg)
 
