@@ -168,7 +168,8 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
     """Compares what the user gave with what the module's init would make."""
     have = dict(paths.flatten(given, is_leaf=is_leaf)[0])
     problems = []
-    for path, leaf in paths.flatten(needed)[0]:
+    for path, boxed in paths.flatten(needed, is_leaf=is_leaf)[0]:
+        leaf = boxed.value if isinstance(boxed, Annotated) else boxed
         if not isinstance(leaf, _Needed):
             continue
         name = paths.show(path)

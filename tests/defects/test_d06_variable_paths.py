@@ -4,7 +4,6 @@ import flax.linen as nn
 import haiku as hk
 import keras
 import numpy as np
-import pytest
 
 from jaxlayer import FlaxLayer, HaikuLayer
 
@@ -112,102 +111,77 @@ def test_exclude_from_weight_decay(values):
     np.testing.assert_allclose(after["kernel"], np.full((4, 2), 0.75))
 
 
-SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-import flax.linen as nn, keras, numpy as np
-from jaxlayer import FlaxLayer
+def test_rules_and_annotations_split_weights_over_devices(run_python):
+    """The user splits kernels over eight devices by a rule on their paths (`by rule`), or the
+    module's author annotated them with `nn.with_partitioning` (`by author`).
 
-mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"], keras.distribution.list_devices())
-rules = keras.distribution.LayoutMap(mesh)
-{rules}
-keras.distribution.set_distribution(
-    keras.distribution.ModelParallel(layout_map=rules, batch_dim_name="batch")
-)
-def annotated(names):
-    return nn.with_partitioning(nn.initializers.lecun_normal(), names)
-
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.tanh(nn.Dense(8, name="hidden"{hidden})(x))
-        return nn.Dense(4, name="head")(x)
-
-layer = FlaxLayer(Net(), seed=0)
-{build}
-model = keras.Sequential([keras.Input((16,)), layer])
-model.compile("sgd", "mse")
-x = np.linspace(-1, 1, 128, dtype="float32").reshape(8, 16)
-history = model.fit(x, np.ones((8, 4), "float32"), batch_size=8, epochs=3, verbose=0).history
-print(*history["loss"])
-for variable in layer.weights:
-    value = variable.value
-    print(variable.path.removeprefix("sequential/"), tuple(value.sharding.shard_shape(value.shape)))
-"""
-
-
-def run_sharded(run_python, rules="", hidden="", build=""):
-    printed = run_python(SHARDED.format(rules=rules, hidden=hidden, build=build))
-    losses, *lines = printed.splitlines()
-    return [float(loss) for loss in losses.split()], dict(line.split(" ", 1) for line in lines)
-
-
-@pytest.fixture(scope="module")
-def unsharded(run_python):
-    return run_sharded(run_python)
-
-
-WHOLE = {
-    "flax_layer/params/hidden/kernel": "(16, 8)",
-    "flax_layer/params/hidden/bias": "(8,)",
-    "flax_layer/params/head/kernel": "(8, 4)",
-    "flax_layer/params/head/bias": "(4,)",
-}
-
-
-def test_without_rules_nothing_is_split(unsharded):
-    assert unsharded[1] == WHOLE
-
-
-def test_layout_map_splits_by_path(run_python, unsharded):
-    """The user splits kernels over eight devices by a rule on their paths.
-
-    Keras' own layer has no variable that the rule matches, and replicates them all.
+    Keras' own layer has no variable that the rule matches, ignores the annotation, and
+    replicates everything, without a word.
 
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (shards have the whole shape).
     """
-    losses, shards = run_sharded(run_python, rules='rules[".*hidden/kernel"] = (None, "model")')
-    assert shards == {**WHOLE, "flax_layer/params/hidden/kernel": "(16, 2)"}
-    np.testing.assert_allclose(losses, unsharded[0], rtol=1e-5)
+    printed = run_python(
+        """
+        import flax.linen as nn, keras, numpy as np
+        from jaxlayer import FlaxLayer
 
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"], devices)
 
-def test_the_modules_own_annotation_splits(run_python, unsharded):
-    """The module's author annotated the kernel with `nn.with_partitioning`.
+        class Net(nn.Module):
+            axes: tuple | None = None
 
-    Keras' own layer ignores the annotation.
+            @nn.compact
+            def __call__(self, x):
+                init = nn.initializers.lecun_normal()
+                if self.axes is not None:
+                    init = nn.with_partitioning(init, self.axes)
+                return nn.Dense(4)(nn.tanh(nn.Dense(8, kernel_init=init, name="hidden")(x)))
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (shards have the whole shape).
-    """
-    losses, shards = run_sharded(
-        run_python, hidden=', kernel_init=annotated((None, "model"))', build="layer.build((8, 16))"
+        def run(title, rule=None, axes=None):
+            rules = keras.distribution.LayoutMap(mesh)
+            if rule is not None:
+                rules[".*hidden/kernel"] = rule
+            keras.distribution.set_distribution(
+                keras.distribution.ModelParallel(layout_map=rules, batch_dim_name="batch")
+            )
+            layer = FlaxLayer(Net(axes), seed=0)
+            model = keras.Sequential([keras.Input((16,)), layer])
+            created = {v.path.split("params/")[1]: v.value.sharding for v in layer.weights}
+            model.compile("sgd", "mse")
+            x = np.linspace(-1, 1, 128, dtype="float32").reshape(8, 16)
+            fitted = model.fit(x, np.ones((8, 4), "float32"), batch_size=8, epochs=2, verbose=0)
+            print(title, "loss", *fitted.history["loss"], sep=";")
+            for variable in layer.weights:
+                path, value = variable.path.split("params/")[1], variable.value
+                before = created[path].shard_shape(value.shape)
+                assert before == value.sharding.shard_shape(value.shape), "fit changed the layout"
+                print(title, path, *before, sep=";")
+
+        run("whole")
+        run("by rule", rule=(None, "model"))
+        run("by author", axes=(None, "model"))
+        run("by both", rule=("batch", None), axes=(None, "model"))
+        """,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     )
-    assert shards == {**WHOLE, "flax_layer/params/hidden/kernel": "(16, 2)"}
-    np.testing.assert_allclose(losses, unsharded[0], rtol=1e-5)
-
-
-def test_a_rule_of_the_user_comes_before_the_annotation(run_python):
-    """The user overrides the author's annotation.
-
-    Keras' own layer sees neither.
-
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (shards have the whole shape).
-    """
-    _, shards = run_sharded(
-        run_python,
-        rules='rules[".*hidden/kernel"] = ("batch", None)',
-        hidden=', kernel_init=annotated((None, "model"))',
-    )
-    assert shards["flax_layer/params/hidden/kernel"] == "(8, 8)"
+    seen = {}
+    for line in printed.splitlines():
+        title, what, *numbers = line.split(";")
+        seen.setdefault(title, {})[what] = tuple(map(float, numbers))
+    losses = {title: shards.pop("loss") for title, shards in seen.items()}
+    whole = {
+        "hidden/kernel": (16, 8),
+        "hidden/bias": (8,),
+        "Dense_0/kernel": (8, 4),
+        "Dense_0/bias": (4,),
+    }
+    assert seen["whole"] == whole
+    assert seen["by rule"] == {**whole, "hidden/kernel": (16, 2)}
+    assert seen["by author"] == {**whole, "hidden/kernel": (16, 2)}
+    assert seen["by both"] == {**whole, "hidden/kernel": (8, 8)}, "the user's rule comes first"
+    for title in losses:
+        np.testing.assert_allclose(losses[title], losses["whole"], rtol=1e-5, err_msg=title)
 
 
 class Eleven(nn.Module):

@@ -10,16 +10,23 @@ from jaxlayer import FlaxLayer
 X = np.linspace(-1, 1, 24, dtype="float32").reshape(6, 4)
 
 
+class Log:
+    """What a module writes down while Python runs through it."""
+
+    def __init__(self):
+        self.traces = []
+        self.kinds = []
+
+
 class Counted(nn.Module):
     """Counts how often Python runs through it, and notes what it computes with."""
 
-    traces: list = None
-    kinds: list = None
+    log: Log
 
     @nn.compact
     def __call__(self, x, scale=1.0, train=False):
-        self.traces.append(x.shape)
-        self.kinds.append(isinstance(x, jax.core.Tracer))
+        self.log.traces.append(x.shape)
+        self.log.kinds.append(isinstance(x, jax.core.Tracer))
         for _ in range(3):
             x = nn.Dense(4)(x)
         return scale * nn.Dropout(0.5, deterministic=not train)(x)
@@ -27,11 +34,11 @@ class Counted(nn.Module):
 
 @pytest.fixture
 def layer():
-    layer = FlaxLayer(Counted([], []))
+    layer = FlaxLayer(Counted(Log()))
     layer(X)
     layer(X, training=True)
-    layer.module.traces.clear()
-    layer.module.kinds.clear()
+    layer.module.log.traces.clear()
+    layer.module.log.kinds.clear()
     return layer
 
 
@@ -46,7 +53,7 @@ def test_eager_calls_do_not_trace_again(layer):
         layer(X)
         layer(X, training=True)
         layer(X + 1, training=False)
-    assert layer.module.traces == []
+    assert layer.module.log.traces == []
 
 
 def test_a_new_shape_traces_and_only_once(layer):
@@ -57,11 +64,11 @@ def test_a_new_shape_traces_and_only_once(layer):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes.
     """
     layer(X[:3])
-    traced = list(layer.module.traces)
+    traced = list(layer.module.log.traces)
     assert set(traced) == {(3, 4)}
     layer(X[:3])
     layer(X)
-    assert layer.module.traces == traced
+    assert layer.module.log.traces == traced
 
 
 def test_a_new_static_value_traces_and_only_once(layer):
@@ -72,11 +79,11 @@ def test_a_new_static_value_traces_and_only_once(layer):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError).
     """
     doubled = layer(X, scale=2.0)
-    assert layer.module.traces
-    layer.module.traces.clear()
+    assert layer.module.log.traces
+    layer.module.log.traces.clear()
     np.testing.assert_array_equal(layer(X, scale=2.0), doubled)
     np.testing.assert_allclose(doubled, 2 * np.asarray(layer(X)), rtol=1e-6)
-    assert layer.module.traces == []
+    assert layer.module.log.traces == []
 
 
 def test_the_module_never_sees_concrete_arrays(layer):
@@ -87,8 +94,8 @@ def test_the_module_never_sees_concrete_arrays(layer):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes.
     """
     layer(X[:2])
-    assert layer.module.kinds
-    assert all(layer.module.kinds)
+    assert layer.module.log.kinds
+    assert all(layer.module.log.kinds)
 
 
 def test_an_eager_call_is_one_program(layer):
@@ -126,4 +133,4 @@ def test_weights_are_inputs_of_the_program(layer):
     for variable in layer.weights:
         variable.assign(np.zeros(variable.shape))
     np.testing.assert_array_equal(layer(X), np.zeros((6, 4)))
-    assert layer.module.traces == []
+    assert layer.module.log.traces == []

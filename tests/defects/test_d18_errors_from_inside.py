@@ -19,7 +19,7 @@ class Needs(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        raise flax.errors.ScopeParamShapeError("/Needs/kernel", (2, 3), x.shape)
+        raise flax.errors.ScopeParamShapeError("kernel", "/Needs/kernel", (2, 3), x.shape)
 
 
 class Fine(nn.Module):
@@ -37,7 +37,7 @@ def test_error_while_building():
     """The user's module has a mistake.
 
     Keras' traceback filter re-creates Flax's error by class and fails:
-    `__init__() missing 2 required positional arguments`.
+    `__init__() missing 3 required positional arguments`.
 
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError).
     """

@@ -32,7 +32,7 @@ class PatchViT(nn.Module):
         x = jnp.reshape(x, [batch, h * w, c])
         x = jnp.concatenate([jnp.tile(jnp.zeros((1, 1, c)), [batch, 1, 1]), x], axis=1)
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        return nn.Dense(3)(nn.SelfAttention(2)(x)[:, 0])
+        return nn.Dense(3)(nn.MultiHeadDotProductAttention(2)(x)[:, 0])
 
 
 def test_vision_transformer_with_convolution_patches():
@@ -52,7 +52,7 @@ class AnySizePatches(nn.Module):
     def __call__(self, x):
         x = nn.Conv(8, (4, 4), strides=(4, 4), padding="VALID")(x)
         x = jnp.reshape(x, (x.shape[0], -1, 8))
-        return nn.Dense(3)(nn.SelfAttention(2)(x)).mean(1)
+        return nn.Dense(3)(nn.MultiHeadDotProductAttention(2)(x)).mean(1)
 
 
 def test_patches_of_images_of_any_size():

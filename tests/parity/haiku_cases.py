@@ -187,12 +187,14 @@ layer(
     lambda: hk.BatchNorm(False, False, 0.9),
     lambda: ((f32(4, 3),), {"scale": np.ones(3, "float32"), "offset": f32(3)}),
     **IS_TRAINING,
+    batched=False,
 )
 layer("hk.LayerNorm", lambda: hk.LayerNorm(-1, True, True, param_axis=-1), floats(4, 3))
 layer(
     "hk.LayerNorm(given scale)",
     lambda: hk.LayerNorm((1, 2), False, True),
     lambda: ((f32(4, 3, 2), np.ones((3, 2), "float32")), {}),
+    batched=False,
 )
 layer("hk.GroupNorm", lambda: hk.GroupNorm(2), floats(2, 4, 4, 6))
 layer("hk.InstanceNorm", lambda: hk.InstanceNorm(True, True), floats(2, 4, 4, 3))
@@ -203,6 +205,7 @@ layer(
     lambda: hk.ExponentialMovingAverage(0.9),
     floats(3),
     **UPDATE_STATS,
+    batched=False,
 )
 layer("hk.Embed(ids)", lambda: hk.Embed(11, 4), lambda: ((ids(2, 5, n=11),), {}))
 layer(
@@ -219,7 +222,11 @@ layer(
 layer(
     "hk.MaxPool+hk.AvgPool",
     lambda: hk.Sequential(
-        [hk.Conv2D(3, 3), hk.MaxPool(2, 2, "SAME"), hk.AvgPool((2, 2), 2, "VALID")]
+        [
+            hk.Conv2D(3, 3),
+            hk.MaxPool((1, 2, 2, 1), (1, 2, 2, 1), "SAME"),
+            hk.AvgPool((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+        ]
     ),
     floats(2, 8, 8, 3),
 )

@@ -1,0 +1,225 @@
+"""What may import what: measured in new processes, and drawn from the code."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import jaxlayer_core
+import pytest
+
+SOURCE = Path(jaxlayer_core.__file__).resolve().parent.parent
+FRAMEWORKS = ("flax", "haiku", "tensorflow", "torch")
+
+
+def loaded_by(run_python, code, path=()):
+    """Which frameworks are loaded after running `code`."""
+    printed = run_python(
+        f"{code}\nimport sys\nprint(*[n for n in {FRAMEWORKS} if n in sys.modules])", path=path
+    )
+    return set(printed.split())
+
+
+@pytest.mark.parametrize("code", ["import jaxlayer", "import jaxlayer_core"])
+def test_the_core_imports_no_framework(run_python, poison, code):
+    assert loaded_by(run_python, code, path=[poison(*FRAMEWORKS)]) == set()
+
+
+FIT = """
+import numpy as np, keras
+x = np.ones((8, 4), "float32")
+def train(layer):
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile("adam", "mse")
+    model.fit(x, np.ones((8, 2)), verbose=0)
+    model.evaluate(x, np.ones((8, 2)), verbose=0)
+    model.predict(x, verbose=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "framework", "others"),
+    [
+        (
+            "import flax.linen as nn; from jaxlayer import FlaxLayer, as_layer\n"
+            "train(FlaxLayer(nn.Dense(2))); train(as_layer(nn.Dense(2)))",
+            "flax",
+            ("haiku", "tensorflow", "torch"),
+        ),
+        (
+            "import haiku as hk; from jaxlayer import HaikuLayer, as_layer\n"
+            "f = hk.transform(lambda x: hk.Linear(2)(x))\n"
+            "train(HaikuLayer(f)); train(as_layer(f))",
+            "haiku",
+            ("tensorflow", "torch"),  # Haiku itself imports flax where it is installed
+        ),
+        (
+            "from jaxlayer import JaxLayer\n"
+            "train(JaxLayer(lambda params, inputs: inputs @ params, "
+            "lambda inputs: np.ones((4, 2))))",
+            None,
+            FRAMEWORKS,
+        ),
+    ],
+    ids=["flax", "haiku", "functions"],
+)
+def test_training_imports_no_other_framework(run_python, poison, code, framework, others):
+    loaded = loaded_by(run_python, FIT + code, path=[poison(*others)])
+    assert loaded - {"flax"} == {framework} - {None, "flax"}
+    if framework == "flax":
+        assert "flax" in loaded
+
+
+def test_poison_works(run_python, poison):
+    """The tests above would notice."""
+    with pytest.raises(AssertionError, match="tensorflow was imported"):
+        run_python("import tensorflow", path=[poison("tensorflow")])
+
+
+# Floors: a file imports only from its own floor and those below, and never in a circle.
+
+FLOORS = {
+    # what everything stands on
+    "jaxlayer_core.default_backend": 1,
+    "jaxlayer_core.errors": 1,
+    "jaxlayer_core.keras_bridge": 1,
+    "jaxlayer_core.paths": 1,
+    "jaxlayer_core.pure": 1,
+    "jaxlayer_core.rng": 1,
+    "jaxlayer_core.signature": 1,
+    "jaxlayer_core.specs": 1,
+    # the parts of a layer, and of a plug-in
+    "jaxlayer_core.adapter": 2,
+    "jaxlayer_core.backends": 2,
+    "jaxlayer_core.backends.jax": 2,
+    "jaxlayer_core.calls": 2,
+    "jaxlayer_core.eager": 2,
+    "jaxlayer_core.initialization": 2,
+    "jaxlayer_core.methods": 2,
+    "jaxlayer_core.runner": 2,
+    "jaxlayer_core.structure": 2,
+    "jaxlayer_core.variables": 2,
+    "jaxlayer_core.weights": 2,
+    # the layer, and who adapts a model
+    "jaxlayer_core.layer": 3,
+    "jaxlayer_core.registry": 3,
+    # what users and plug-ins import
+    "jaxlayer": 4,
+    "jaxlayer.__main__": 4,
+    "jaxlayer_core": 4,
+    "jaxlayer_core.functions": 4,
+    "jaxlayer_core.module_layer": 4,
+    # one package per framework
+    "jaxlayer_flax": 5,
+    "jaxlayer_flax.layer": 5,
+    "jaxlayer_flax.linen": 5,
+    "jaxlayer_flax.modes": 5,
+    "jaxlayer_flax.roles": 5,
+    "jaxlayer_haiku": 5,
+    "jaxlayer_haiku.adapter": 5,
+    "jaxlayer_haiku.layer": 5,
+    "jaxlayer_haiku.transforms": 5,
+}
+
+
+def parse(source):
+    """Imports among the files of `source`: module to the modules it imports.
+
+    Importing a name from a package counts as importing the module that defines it where that
+    is a file of its own, and the package otherwise. Imports for type checkers do not count.
+    """
+    files = {}
+    for file in sorted(source.rglob("*.py")):
+        parts = file.relative_to(source).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    imports = {}
+    for module, file in files.items():
+        tree = ast.parse(file.read_text())
+        skipped = {
+            id(node)
+            for test in ast.walk(tree)
+            if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+            for node in ast.walk(test)
+        }
+        found = set()
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}: imports are absolute"
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    found.add(whole if whole in files else node.module)
+        imports[module] = {name for name in found if name in files} - {module}
+    return imports
+
+
+def upward(imports, floors):
+    """Imports that go up."""
+    return [
+        f"{module} (floor {floors[module]}) imports {name} (floor {floors[name]})"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if floors[name] > floors[module]
+    ]
+
+
+def sideways(imports):
+    """Imports from one framework's package to another's."""
+    return [
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if FLOORS[module] == FLOORS[name] == 5
+        and module.partition(".")[0] != name.partition(".")[0]
+    ]
+
+
+@pytest.fixture(scope="module")
+def imports():
+    return parse(SOURCE)
+
+
+def test_every_file_has_a_floor(imports):
+    assert set(imports) == set(FLOORS), "a file was added or removed: change FLOORS"
+
+
+def test_imports_go_down(imports):
+    assert upward(imports, FLOORS) == []
+
+
+def test_frameworks_do_not_import_each_other(imports):
+    assert sideways(imports) == []
+
+
+def test_there_are_no_circles(imports):
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
+
+
+FAKE = {
+    "core/__init__.py": "from core.high import up\n",
+    "core/low.py": "import os\nfrom core import high\n",
+    "core/high.py": "from core.low import down\n\ndef up():\n    import core.lazy\n",
+    "core/lazy.py": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from core.high import up\n"
+    ),
+}
+
+
+def test_an_upward_arrow_and_a_circle_are_found(tmp_path):
+    """The tests above would notice."""
+    for name, code in FAKE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    found = parse(tmp_path)
+    assert found == {
+        "core": {"core.high"},
+        "core.low": {"core.high"},
+        "core.high": {"core.low", "core.lazy"},
+        "core.lazy": set(),
+    }
+    floors = {"core.low": 1, "core.lazy": 1, "core.high": 2, "core": 3}
+    assert upward(found, floors) == ["core.low (floor 1) imports core.high (floor 2)"]
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(found).prepare()
