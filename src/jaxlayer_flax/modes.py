@@ -5,6 +5,7 @@ Linen modules are dataclasses, so a mode that is an attribute is set by cloning.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -92,17 +93,9 @@ def _unset(module: nn.Module) -> list[str]:
     return [name for name, value in _fields(module).items() if name in FLAGS and value is None]
 
 
-def _is_config(value: Any) -> bool:
-    """Whether a value is a bag of settings: a dataclass, a mapping or a named tuple."""
-    if isinstance(value, nn.Module | type):
-        return False
-    return (
-        dataclasses.is_dataclass(value) or isinstance(value, Mapping) or hasattr(value, "_replace")
-    )
-
-
 def _configs(module: nn.Module) -> list[Any]:
-    return [value for value in _fields(module).values() if _is_config(value)]
+    """Values of the fields that may be bags of settings: anything that is not a module."""
+    return [v for v in _fields(module).values() if not isinstance(v, nn.Module | type)]
 
 
 def _get(holder: Any, name: str) -> Any:
@@ -113,20 +106,26 @@ def _set(name: str, value: Any, flags: Mapping[str, bool], training: bool) -> An
     """A field's value with the mode in it, or the very same value."""
     if name in flags and isinstance(value, bool):
         return training is flags[name]
-    if not _is_config(value):
+    if isinstance(value, nn.Module | type):
         return value
     inside = {
         flag: training is in_training
         for flag, in_training in flags.items()
         if isinstance(_get(value, flag), bool)
     }
-    if not inside:
-        return value
-    if isinstance(value, Mapping):
-        kind: Any = type(value)
-        return kind({**value, **inside})
-    return (
-        value._replace(**inside)
-        if hasattr(value, "_replace")
-        else dataclasses.replace(value, **inside)
-    )
+    return _replaced(value, inside) if inside else value
+
+
+def _replaced(config: Any, values: Mapping[str, bool]) -> Any:
+    """A copy of a settings object of any kind with some values changed."""
+    if isinstance(config, Mapping):
+        kind: Any = type(config)
+        return kind({**config, **values})
+    if hasattr(config, "_replace"):
+        return config._replace(**values)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.replace(config, **values)
+    changed = copy.copy(config)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
