@@ -139,8 +139,8 @@ def report(
         f"[bold]{right / len(predicted):.2%}[/] ({right} of {len(predicted)})",
     )
     table.add_row("largest difference from the native model", f"[bold]{difference:g}[/]")
-    table.add_row("picture", str(picture))
     rich.print(table)
+    print(f"picture: {picture}")  # not in the table, which would cut a long path short
 
 
 def _draw(

@@ -1,5 +1,6 @@
-"""A lighter start for the many parity tests."""
+"""What makes many small compilations affordable."""
 
+import jax
 import keras
 import pytest
 
@@ -8,3 +9,11 @@ import pytest
 def fresh_keras():
     """Clears what Keras remembers, without the full garbage collection that this costs."""
     keras.backend.clear_session(free_memory=False)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def quick_compilation():
+    """Lets XLA optimise less: a third less time, and the same for both sides."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

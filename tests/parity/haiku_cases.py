@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cases import IS_TRAINING, UPDATE_STATS, Cases, booleans, f32, floats, ids
+from .cases import IS_TRAINING, UPDATE_STATS, Cases, booleans, f32, floats, given, ids
 
 CASES = Cases("haiku")
 add = CASES.add
@@ -140,7 +140,7 @@ layer("hk.Linear", lambda: hk.Linear(5), floats(2, 3))
 layer(
     "hk.Linear(no bias)+precision",
     lambda: hk.Linear(5, with_bias=False),
-    lambda: ((f32(2, 3),), {"precision": jax.lax.Precision.HIGHEST}),
+    given(f32(2, 3), precision=jax.lax.Precision.HIGHEST),
 )
 layer("hk.Bias", lambda: hk.Bias(bias_dims=[-1]), floats(2, 4, 3))
 layer("hk.Conv1D", lambda: hk.Conv1D(4, 3), floats(2, 8, 3))
@@ -179,39 +179,47 @@ layer("hk.BatchNorm", lambda: hk.BatchNorm(True, True, 0.9), floats(4, 3), **IS_
 layer(
     "hk.BatchNorm(test_local_stats)",
     lambda: hk.BatchNorm(True, True, 0.9, data_format="channels_first"),
-    lambda: ((f32(4, 3, 5),), {"test_local_stats": True}),
+    given(f32(4, 3, 5), test_local_stats=True),
     **IS_TRAINING,
 )
 layer(
     "hk.BatchNorm(scale, offset given)",
     lambda: hk.BatchNorm(False, False, 0.9),
-    lambda: ((f32(4, 3),), {"scale": np.ones(3, "float32"), "offset": f32(3)}),
+    given(f32(4, 3), scale=np.ones(3, "float32"), offset=f32(3)),
     **IS_TRAINING,
     batched=False,
+    lacks={"gradients": "nothing is trained"},
 )
 layer("hk.LayerNorm", lambda: hk.LayerNorm(-1, True, True, param_axis=-1), floats(4, 3))
 layer(
     "hk.LayerNorm(given scale)",
     lambda: hk.LayerNorm((1, 2), False, True),
-    lambda: ((f32(4, 3, 2), np.ones((3, 2), "float32")), {}),
+    given(f32(4, 3, 2), np.ones((3, 2), "float32")),
     batched=False,
 )
 layer("hk.GroupNorm", lambda: hk.GroupNorm(2), floats(2, 4, 4, 6))
 layer("hk.InstanceNorm", lambda: hk.InstanceNorm(True, True), floats(2, 4, 4, 3))
 layer("hk.RMSNorm", lambda: hk.RMSNorm(-1), floats(2, 4))
-layer("hk.SpectralNorm", lambda: hk.SpectralNorm(n_steps=1), floats(4, 3), **UPDATE_STATS)
+layer(
+    "hk.SpectralNorm",
+    lambda: hk.SpectralNorm(n_steps=1),
+    floats(4, 3),
+    **UPDATE_STATS,
+    lacks={"gradients": "nothing is trained"},
+)
 layer(
     "hk.ExponentialMovingAverage",
     lambda: hk.ExponentialMovingAverage(0.9),
     floats(3),
     **UPDATE_STATS,
     batched=False,
+    lacks={"gradients": "nothing is trained"},
 )
-layer("hk.Embed(ids)", lambda: hk.Embed(11, 4), lambda: ((ids(2, 5, n=11),), {}))
+layer("hk.Embed(ids)", lambda: hk.Embed(11, 4), given(ids(2, 5, n=11)))
 layer(
     "hk.Embed(one-hot lookup)",
     lambda: hk.Embed(11, 4, lookup_style=hk.EmbedLookupStyle.ONE_HOT),
-    lambda: ((ids(2, 5, n=11, dtype="uint8"),), {}),
+    given(ids(2, 5, n=11, dtype="uint8")),
 )
 layer("hk.Flatten", lambda: hk.Sequential([hk.Flatten(), hk.Linear(2)]), floats(2, 3, 4))
 layer(
@@ -259,7 +267,7 @@ add("hk.MultiHeadAttention+mask", _mha, _mha_inputs)
 add(
     "hk.MultiHeadAttention(mask=None)",
     _mha,
-    lambda: ((f32(2, 5, 8), f32(2, 6, 8), f32(2, 6, 8)), {"mask": None}),
+    given(f32(2, 5, 8), f32(2, 6, 8), f32(2, 6, 8), mask=None),
 )
 
 
@@ -273,7 +281,7 @@ def _dropout():
     return forward
 
 
-add("hk.dropout in a function", _dropout, lambda: ((f32(4, 3),), {"rate": 0.25}), **IS_TRAINING)
+add("hk.dropout in a function", _dropout, given(f32(4, 3), rate=0.25), **IS_TRAINING)
 add(
     "hk.multinomial sampling head (int output)",
     lambda: (
@@ -308,12 +316,12 @@ add("hk.LSTM dynamic_unroll", _unroll(lambda: hk.LSTM(4)), floats(5, 2, 3))
 add(
     "hk.LSTM dynamic_unroll, LSTMState given, batch major",
     _unroll(lambda: hk.LSTM(4), time_major=False),
-    lambda: ((f32(2, 5, 3), _lstm_state(4)), {}),
+    given(f32(2, 5, 3), _lstm_state(4)),
 )
 add(
     "hk.LSTM static_unroll, state=None",
     _unroll(lambda: hk.LSTM(4), static=True),
-    lambda: ((f32(3, 2, 3), None), {}),
+    given(f32(3, 2, 3), None),
 )
 add("hk.GRU dynamic_unroll", _unroll(lambda: hk.GRU(4)), floats(5, 2, 3))
 add(
@@ -348,7 +356,7 @@ def _reset_core():
     return forward
 
 
-add("hk.ResetCore(bool resets)", _reset_core, lambda: ((f32(5, 2, 3), booleans(5, 2)), {}))
+add("hk.ResetCore(bool resets)", _reset_core, given(f32(5, 2, 3), booleans(5, 2)))
 
 
 def _cell_step():
@@ -362,7 +370,7 @@ def _cell_step():
     return hk.without_apply_rng(hk.transform(step))
 
 
-add("hk.GRU step with carry", _cell_step, lambda: ((f32(2, 3), np.zeros((2, 4), "float32")), {}))
+add("hk.GRU step with carry", _cell_step, given(f32(2, 3), np.zeros((2, 4), "float32")))
 
 
 # ---- transforms -----------------------------------------------------------------------
@@ -379,7 +387,7 @@ def _scan():
     return forward
 
 
-add("hk.scan (static length)", _scan, lambda: ((f32(2, 4),), {"n_steps": 4}))
+add("hk.scan (static length)", _scan, given(f32(2, 4), n_steps=4))
 
 
 def _layer_stack():
@@ -480,7 +488,7 @@ def _cond():
     return forward
 
 
-add("hk.cond(bool scalar array)", _cond, lambda: ((f32(2, 3), np.array(True)), {}))
+add("hk.cond(bool scalar array)", _cond, given(f32(2, 3), np.array(True)))
 
 
 def _switch_fori():
@@ -495,7 +503,7 @@ def _switch_fori():
     return forward
 
 
-add("hk.switch+hk.fori_loop", _switch_fori, lambda: ((f32(2, 3), np.int32(1)), {}))
+add("hk.switch+hk.fori_loop", _switch_fori, given(f32(2, 3), np.int32(1)))
 
 
 def _counter():
@@ -707,7 +715,7 @@ def _lm():
     return hk.transform(forward)
 
 
-add("hk example: transformer LM", _lm, lambda: ((ids(2, 6, n=13),), {}), **IS_TRAINING)
+add("hk example: transformer LM", _lm, given(ids(2, 6, n=13)), **IS_TRAINING)
 
 
 def _lm_loss():
@@ -727,7 +735,7 @@ def _lm_loss():
 add(
     "hk example: loss over a dict batch",
     _lm_loss,
-    lambda: (({"obs": ids(2, 6, n=13), "target": ids(2, 6, n=13, seed=1)},), {}),
+    given({"obs": ids(2, 6, n=13), "target": ids(2, 6, n=13, seed=1)}),
     **IS_TRAINING,
 )
 
@@ -762,7 +770,7 @@ class VAE(hk.Module):
 add(
     "hk example: VAE (NamedTuple out, bool leaf)",
     lambda: hk.transform(lambda x: VAE()(x)),
-    lambda: ((ids(2, 4, 4, 1, n=2, dtype="uint8"),), {}),
+    given(ids(2, 4, 4, 1, n=2, dtype="uint8")),
 )
 
 
@@ -839,7 +847,7 @@ def _imagenet_jmp():
 add(
     "hk example: imagenet batch dict",
     _imagenet_jmp,
-    lambda: (({"images": f32(2, 16, 16, 3), "labels": ids(2, n=4)},), {}),
+    given({"images": f32(2, 16, 16, 3), "labels": ids(2, n=4)}),
     **IS_TRAINING,
 )
 
@@ -868,7 +876,7 @@ class GAN(hk.Module):
 add(
     "hk example: GAN methods",
     lambda: lambda z, real: GAN()(z, real),
-    lambda: ((f32(2, 3), f32(2, 4, 4, 1)), {}),
+    given(f32(2, 3), f32(2, 4, 4, 1)),
 )
 
 

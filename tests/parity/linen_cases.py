@@ -24,6 +24,7 @@ from .cases import (
     by_attribute,
     f32,
     floats,
+    given,
     ids,
     onehots,
 )
@@ -62,7 +63,7 @@ add(
     floats(2, 4, 4, 3),
 )
 add("nn.ConvLocal", lambda: nn.ConvLocal(4, (3, 3)), floats(2, 5, 5, 3))
-add("nn.Embed", lambda: nn.Embed(11, 4), lambda: ((ids(2, 5, n=11),), {}))
+add("nn.Embed", lambda: nn.Embed(11, 4), given(ids(2, 5, n=11)))
 add("nn.Embed.attend", lambda: nn.Embed(11, 4), floats(2, 4), method="attend")
 add("nn.PReLU", lambda: nn.PReLU(), floats(2, 4))
 add(
@@ -96,14 +97,14 @@ add("nn.BatchNorm(call keyword)", lambda: nn.BatchNorm(), floats(4, 3), **RUNNIN
 add(
     "nn.BatchNorm(mask)",
     lambda: nn.BatchNorm(axis=-1),
-    lambda: ((f32(4, 5, 3),), {"mask": booleans(4, 5, 1)}),
+    given(f32(4, 5, 3), mask=booleans(4, 5, 1)),
     **RUNNING_AVERAGE,
 )
 add("nn.LayerNorm", lambda: nn.LayerNorm(reduction_axes=(-2, -1), feature_axes=-1), floats(2, 4, 3))
 add(
     "nn.LayerNorm(mask)",
     lambda: nn.LayerNorm(),
-    lambda: ((f32(2, 5, 3),), {"mask": np.ones((2, 5, 3), bool)}),
+    given(f32(2, 5, 3), mask=np.ones((2, 5, 3), bool)),
 )
 add("nn.GroupNorm", lambda: nn.GroupNorm(num_groups=2), floats(2, 4, 4, 6))
 add(
@@ -159,7 +160,7 @@ class _DictIn(nn.Module):
 add(
     "nn.MultiHeadDotProductAttention+mask",
     lambda: nn.MultiHeadDotProductAttention(2, dropout_rate=0.1),
-    lambda: ((f32(2, 5, 8), f32(2, 6, 8, seed=1)), {"mask": booleans(2, 1, 5, 6)}),
+    given(f32(2, 5, 8), f32(2, 6, 8, seed=1), mask=booleans(2, 1, 5, 6)),
     rngs=("dropout",),
     **DETERMINISTIC,
 )
@@ -168,26 +169,26 @@ add(
     lambda: nn.MultiHeadDotProductAttention(
         2, qkv_features=4, out_features=3, dropout_rate=0.1, normalize_qk=True
     ),
-    lambda: ((f32(2, 5, 8), f32(2, 6, 8, seed=1), f32(2, 6, 7)), {}),
+    given(f32(2, 5, 8), f32(2, 6, 8, seed=1), f32(2, 6, 7)),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
 )
 add(
     "nn.MultiHeadAttention self+causal mask",
     lambda: nn.MultiHeadAttention(2),
-    lambda: ((f32(2, 5, 8),), {"mask": np.tril(np.ones((2, 1, 5, 5), "float32")).astype(bool)}),
+    given(f32(2, 5, 8), mask=np.tril(np.ones((2, 1, 5, 5), "float32")).astype(bool)),
 )
 add(
     "nn.SelfAttention",
     lambda: nn.SelfAttention(2, dropout_rate=0.2, broadcast_dropout=False),
-    lambda: ((f32(2, 5, 8),), {"mask": None}),
+    given(f32(2, 5, 8), mask=None),
     rngs=("dropout",),
     **DETERMINISTIC,
 )
 add(
     "nn.MultiHeadDotProductAttention(sow_weights)",
     lambda: nn.MultiHeadDotProductAttention(2),
-    lambda: ((f32(2, 5, 8),), {"sow_weights": True}),
+    given(f32(2, 5, 8), sow_weights=True),
 )
 
 
@@ -205,7 +206,7 @@ class DecodeLM(nn.Module):
         return nn.Dense(11)(x)
 
 
-add("nn.SelfAttention(decode=False) LM", lambda: DecodeLM(), lambda: ((ids(2, 6, n=11),), {}))
+add("nn.SelfAttention(decode=False) LM", lambda: DecodeLM(), given(ids(2, 6, n=11)))
 
 
 class DecodeStep(nn.Module):
@@ -226,7 +227,7 @@ class DecodeStep(nn.Module):
         return nn.Dense(11)(jnp.einsum("bqk,bkd->bqd", w, keys.value) + x)
 
 
-add("decode step with a cache collection", lambda: DecodeStep(), lambda: ((ids(2, 1, n=11),), {}))
+add("decode step with a cache collection", lambda: DecodeStep(), given(ids(2, 1, n=11)))
 add(
     "nn.SelfAttention(decode=True), cache for the given length",
     lambda: nn.SelfAttention(2, decode=True, qkv_features=8),
@@ -239,33 +240,31 @@ def _nn_carry(h, b=2):
     return (f32(b, h), f32(b, h, seed=3))
 
 
-add("nn.LSTMCell(carry tuple)", lambda: nn.LSTMCell(4), lambda: ((_nn_carry(4), f32(2, 3)), {}))
-add(
-    "nn.OptimizedLSTMCell", lambda: nn.OptimizedLSTMCell(4), lambda: ((_nn_carry(4), f32(2, 3)), {})
-)
-add("nn.GRUCell", lambda: nn.GRUCell(4), lambda: ((f32(2, 4), f32(2, 3)), {}))
-add("nn.MGUCell", lambda: nn.MGUCell(4), lambda: ((f32(2, 4), f32(2, 3)), {}))
-add("nn.SimpleCell", lambda: nn.SimpleCell(4, residual=True), lambda: ((f32(2, 4), f32(2, 3)), {}))
+add("nn.LSTMCell(carry tuple)", lambda: nn.LSTMCell(4), given(_nn_carry(4), f32(2, 3)))
+add("nn.OptimizedLSTMCell", lambda: nn.OptimizedLSTMCell(4), given(_nn_carry(4), f32(2, 3)))
+add("nn.GRUCell", lambda: nn.GRUCell(4), given(f32(2, 4), f32(2, 3)))
+add("nn.MGUCell", lambda: nn.MGUCell(4), given(f32(2, 4), f32(2, 3)))
+add("nn.SimpleCell", lambda: nn.SimpleCell(4, residual=True), given(f32(2, 4), f32(2, 3)))
 add(
     "nn.ConvLSTMCell",
     lambda: nn.ConvLSTMCell(3, (3, 3)),
-    lambda: (((f32(2, 4, 4, 3), f32(2, 4, 4, 3)), f32(2, 4, 4, 2)), {}),
+    given((f32(2, 4, 4, 3), f32(2, 4, 4, 3)), f32(2, 4, 4, 2)),
 )
 add("nn.RNN(LSTM)", lambda: nn.RNN(nn.LSTMCell(4)), floats(2, 5, 3))
 add(
     "nn.RNN(GRU)+seq_lengths, return_carry",
     lambda: nn.RNN(nn.GRUCell(4), return_carry=True),
-    lambda: ((f32(2, 5, 3),), {"seq_lengths": np.array([3, 5], "int32")}),
+    given(f32(2, 5, 3), seq_lengths=np.array([3, 5], "int32")),
 )
 add(
     "nn.RNN(LSTM) initial_carry, time_major, reverse",
     lambda: nn.RNN(nn.LSTMCell(4), time_major=True, reverse=True, keep_order=True),
-    lambda: ((f32(5, 2, 3),), {"initial_carry": _nn_carry(4)}),
+    given(f32(5, 2, 3), initial_carry=_nn_carry(4)),
 )
 add(
     "nn.Bidirectional",
     lambda: nn.Bidirectional(nn.RNN(nn.GRUCell(4)), nn.RNN(nn.GRUCell(4))),
-    lambda: ((f32(2, 5, 3),), {"seq_lengths": np.array([3, 5], "int32")}),
+    given(f32(2, 5, 3), seq_lengths=np.array([3, 5], "int32")),
 )
 
 
@@ -285,7 +284,7 @@ class LSTMScan(nn.Module):
 add(
     "nn.scan over an LSTM (decorated __call__)",
     lambda: LSTMScan(),
-    lambda: ((_nn_carry(4), f32(2, 5, 3)), {}),
+    given(_nn_carry(4), f32(2, 5, 3)),
 )
 
 # ---- lifted transforms ------------------------------------------------------------------
@@ -404,7 +403,7 @@ class CondModel(nn.Module):
         )
 
 
-add("nn.cond(bool scalar array)", lambda: CondModel(), lambda: ((f32(2, 3), np.array(True)), {}))
+add("nn.cond(bool scalar array)", lambda: CondModel(), given(f32(2, 3), np.array(True)))
 
 
 class TiedAE(nn.Module):
@@ -537,7 +536,7 @@ class EMAVars(nn.Module):
 add(
     "BatchNorm + own ema collection, training= required",
     lambda: EMAVars(),
-    lambda: ((f32(4, 3),), {"scale": 2.0}),
+    given(f32(4, 3), scale=2.0),
     **TRAINING,
 )
 
@@ -547,7 +546,7 @@ class NoParams(nn.Module):
         return x if y is None else x + y
 
 
-add("no parameters, None argument", lambda: NoParams(), lambda: ((f32(2, 3), None), {}))
+add("no parameters, None argument", lambda: NoParams(), given(f32(2, 3), None))
 
 
 class SetupModel(nn.Module):
@@ -873,7 +872,7 @@ class FlaxVAE(nn.Module):
 add(
     "flax example: vae, PRNG key as an argument",
     lambda: FlaxVAE(),
-    lambda: ((f32(2, 12), np.array([0, 7], "uint32")), {}),
+    given(f32(2, 12), np.array([0, 7], "uint32")),
 )
 add("flax example: vae.generate", lambda: FlaxVAE(), floats(2, 3), method="generate")
 
@@ -941,7 +940,7 @@ class Seq2seq(nn.Module):
 add(
     "flax example: seq2seq (teacher_force attr, stream 'lstm')",
     lambda: Seq2seq(),
-    lambda: ((onehots(2, 5, 7), onehots(2, 4, 7, 1)), {}),
+    given(onehots(2, 5, 7), onehots(2, 4, 7, 1)),
     train_attrs={"teacher_force": True},
     eval_attrs={"teacher_force": False},
     rngs=("lstm",),
@@ -1049,16 +1048,18 @@ _CFG = {
 add(
     "flax example: wmt transformer (config.deterministic)",
     lambda: WmtTransformer(TransformerConfig()),
-    lambda: ((ids(2, 5, n=12) + 1, ids(2, 4, n=12, seed=1) + 1), {}),
+    given(ids(2, 5, n=12) + 1, ids(2, 4, n=12, seed=1) + 1),
     rngs=("dropout",),
     **_CFG,
 )
 add(
     "flax example: wmt transformer with Nones by keyword",
     lambda: WmtTransformer(TransformerConfig()),
-    lambda: (
-        (ids(2, 5, n=12) + 1, ids(2, 4, n=12, seed=1) + 1),
-        {"inputs_positions": None, "inputs_segmentation": ids(2, 5, n=1)},
+    given(
+        ids(2, 5, n=12) + 1,
+        ids(2, 4, n=12, seed=1) + 1,
+        inputs_positions=None,
+        inputs_segmentation=ids(2, 5, n=1),
     ),
     rngs=("dropout",),
     **_CFG,
@@ -1066,7 +1067,7 @@ add(
 add(
     "flax example: wmt transformer.encode",
     lambda: WmtTransformer(TransformerConfig()),
-    lambda: ((ids(2, 5, n=12) + 1,), {}),
+    given(ids(2, 5, n=12) + 1),
     rngs=("dropout",),
     method="encode",
     **_CFG,
@@ -1091,7 +1092,7 @@ class ActorCritic(nn.Module):
 add(
     "flax example: ppo ActorCritic (uint8)",
     lambda: ActorCritic(),
-    lambda: ((ids(2, 12, 12, 4, n=255, dtype="uint8"),), {}),
+    given(ids(2, 12, 12, 4, n=255, dtype="uint8")),
 )
 
 
@@ -1152,7 +1153,7 @@ def _graph(cls=GraphsTuple, nodes=5, edges=7, fn=3, fe=2, g=None):
 add(
     "flax example: ogbg GNN (attr flag, NamedTuple, globals=None)",
     lambda: OgbgGNN(),
-    lambda: ((_graph(),), {}),
+    given(_graph()),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
 )
@@ -1184,7 +1185,7 @@ class SST2(nn.Module):
 add(
     "flax example: sst2 (two streams)",
     lambda: SST2(),
-    lambda: ((ids(2, 5, n=11), np.array([3, 5], "int32")), {}),
+    given(ids(2, 5, n=11), np.array([3, 5], "int32")),
     rngs=("dropout", "word_dropout"),
     **DETERMINISTIC,
 )
@@ -1294,14 +1295,14 @@ class TinyUNet(nn.Module):
 add(
     "diffusion U-Net (struct out)",
     lambda: TinyUNet(),
-    lambda: ((f32(2, 8, 8, 3), ids(2, n=100), f32(2, 3, 6)), {}),
+    given(f32(2, 8, 8, 3), ids(2, n=100), f32(2, 3, 6)),
     rngs=("dropout",),
     **TRAIN,
 )
 add(
     "diffusion U-Net (Python int timestep, return_dict=False)",
     lambda: TinyUNet(),
-    lambda: ((f32(2, 8, 8, 3), 7), {"return_dict": False}),
+    given(f32(2, 8, 8, 3), 7, return_dict=False),
     rngs=("dropout",),
     **TRAIN,
 )
@@ -1335,7 +1336,7 @@ add("normalising flow", lambda: RealNVP(), floats(3, 4))
 add(
     "normalising flow .sample(n) static int, stream 'sample'",
     lambda: RealNVP(),
-    lambda: ((3,), {}),
+    given(3),
     method="sample",
     rngs=("sample",),
 )
@@ -1356,10 +1357,7 @@ class DictBatchModel(nn.Module):
 add(
     "nested batch dict with a list",
     lambda: DictBatchModel(),
-    lambda: (
-        ({"x": {"dense": f32(2, 3), "cat": ids(2, 3, n=5)}, "extras": [f32(2, 1), f32(2, 2)]},),
-        {},
-    ),
+    given({"x": {"dense": f32(2, 3), "cat": ids(2, 3, n=5)}, "extras": [f32(2, 1), f32(2, 2)]}),
     rngs=("dropout",),
     **TRAIN,
 )

@@ -80,28 +80,22 @@ class Native:
         return jax.jit(lambda *call: self._run(*call, training=True))
 
     @functools.cached_property
-    def gradients(self) -> Callable[..., list[jax.Array]]:
-        """`(params, state, seed, arrays)` to the gradients of the inexact params."""
-        return jax.jit(lambda *call: self._loss_and_gradients(*call)[1])
+    def gradients(self) -> Callable[..., tuple[list[jax.Array], Any]]:
+        """`(params, state, seed, arrays)` to gradients of the inexact params and the new state."""
+        return jax.jit(self._gradients)
 
     def sgd(
         self, params: Any, state: Any, seed: Any, *, steps: int, learning_rate: float
     ) -> tuple[Any, Any]:
         """Params and state after some steps of `optax.sgd`; each step has the next key."""
-        # As a traced number, like Keras', so that XLA cannot merge it with other constants.
-        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
-
-        @jax.jit
-        def step(params: Any, state: Any, moments: Any, seed: Any, arrays: Any) -> Any:
-            (_, state), gradients = self._loss_and_gradients(params, state, seed, arrays)
-            trained, put_back = _inexact(params)
-            updates, moments = optimizer.update(gradients, moments)
-            return put_back(optax.apply_updates(trained, updates)), state, moments
-
+        optimizer = optax.sgd(learning_rate)
         moments = optimizer.init(_inexact(params)[0])
         for number in range(steps):
             counter = jnp.asarray(seed, "uint32") + jnp.asarray([0, number], "uint32")
-            params, state, moments = step(params, state, moments, counter, self.arrays)
+            gradients, state = self.gradients(params, state, counter, self.arrays)
+            trained, put_back = _inexact(params)
+            updates, moments = optimizer.update(gradients, moments)
+            params = put_back(optax.apply_updates(trained, updates))
         return params, state
 
     def shapes(self, params: Any, state: Any, arrays: Sequence[Any]) -> Any:
@@ -118,14 +112,14 @@ class Native:
         args, kwargs = self._restore(arrays)
         return self._apply(params, state, key, args, kwargs, training)
 
-    def _loss_and_gradients(self, params: Any, state: Any, seed: Any, arrays: Any) -> Any:
+    def _gradients(self, params: Any, state: Any, seed: Any, arrays: Any) -> Any:
         trained, put_back = _inexact(params)
 
         def loss(trained: list[jax.Array]) -> tuple[jax.Array, Any]:
             result = self._run(put_back(trained), state, key_from_seed(seed), arrays, True)
             return loss_of(result.outputs) + result.sown, result.state
 
-        return jax.value_and_grad(loss, has_aux=True)(trained)
+        return jax.grad(loss, has_aux=True)(trained)
 
 
 def _inexact(params: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:

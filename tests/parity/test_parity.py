@@ -157,28 +157,25 @@ def test_gradients(subject, assert_same):
         def loss(trainable: Any) -> Any:
             args, kwargs = subject.restore(arrays)
             flags = subject.case.train if subject.case.explicit else {}
-            outputs, _, losses = layer.stateless_call(
-                trainable,
-                others,
-                *args,
-                **kwargs,
-                **flags,
-                training=True,
-                return_losses=True,
+            outputs, new, losses = layer.stateless_call(
+                trainable, others, *args, **kwargs, **flags, training=True, return_losses=True
             )
-            return loss_of(outputs) + sum(losses)
+            return loss_of(outputs) + sum(losses), new
 
-        return jax.grad(loss)(trainable)
+        return jax.grad(loss, has_aux=True)(trainable)
 
-    got = gradients(
+    got, new = gradients(
         [v.value for v in layer.trainable_variables],
         [v.value for v in layer.non_trainable_variables],
         subject.arrays,
     )
-    expected = subject.native.gradients(params, state, seed, subject.arrays)
+    expected, expected_state = subject.native.gradients(params, state, seed, subject.arrays)
     assert got, "nothing is trained: declare in `lacks` why"
     assert any(np.any(np.asarray(leaf)) for leaf in expected), "all gradients are zero"
     assert_same(got, expected)
+    for variable, value in zip(layer.non_trainable_variables, new, strict=True):
+        variable.assign(value)
+    assert_same(subject.variables[1], expected_state)
 
 
 class Trained(keras.Model):
@@ -200,6 +197,7 @@ def test_fit(subject, values):
     """Five steps of `fit` are five native steps."""
     subject.reset()
     (params, state), seed = subject.variables, subject.seed
+    before = values((params, state))
 
     def batches():
         while True:
@@ -211,19 +209,18 @@ def test_fit(subject, values):
     expected = subject.native.sgd(params, state, seed, steps=STEPS, learning_rate=LEARNING_RATE)
     got, expected = values(subject.variables), values(expected)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert_close(got, expected)
+    assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, got, before)))), "no change"
+
+
+def assert_close(got: Any, expected: Any) -> None:
+    """Asserts that trees are finite and equal, up to the tolerance of a step."""
     pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
     for (path, one), other in pairs:
         where = jax.tree_util.keystr(path)
         assert np.all(np.isfinite(one.astype("complex64"))), where
-        tolerance = STEP_TOLERANCE.get(one.dtype.name)
-        if tolerance is None:
-            np.testing.assert_array_equal(one, other, err_msg=where)
-        else:
-            np.testing.assert_allclose(one, other, err_msg=where, **tolerance)
-    assert any(
-        np.any(a != b)
-        for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(values(params)), strict=True)
-    )
+        tolerance = STEP_TOLERANCE.get(one.dtype.name, {"rtol": 0, "atol": 0})
+        np.testing.assert_allclose(one, other, err_msg=where, **tolerance)
 
 
 def test_output_spec(subject):

@@ -56,7 +56,9 @@ def test_the_toy_framework_trains_in_fit(run_python, site):
         assert paths == ["params/link0/w", "params/link2/w", "state/link1/count"], paths
         weights, memory = chain.setup(key_from_seed([4, 0]), x)
         np.testing.assert_array_equal(layer.params["link0"]["w"].value, weights["link0"]["w"])
-        expected, _ = jax.jit(lambda w, m, x: chain.run(w, m, None, x, False))(weights, memory, x)
+        key = jax.random.key(0)
+        infer = jax.jit(lambda w, m, x: chain.run(w, m, key, x, False)[0])
+        expected = infer(weights, memory, x)
         np.testing.assert_array_equal(layer(x), expected)
 
         model.compile(keras.optimizers.Adam(0.05), "mse")
@@ -85,40 +87,38 @@ def test_the_adapter_is_listed_and_found_by_name(run_python, site):
     assert printed.splitlines() == ["['flax.linen', 'haiku', 'toynet'] False", "ToyAdapter"]
 
 
-CLASHING = """
+PROJECT = """
 [build-system]
 requires = ["hatchling>=1.24"]
 build-backend = "hatchling.build"
 
 [project]
-name = "another-toynet"
+name = "another"
 version = "2.0"
 
 [project.entry-points."jaxlayer.adapters"]
-toynet = "{entry}"
+{entries}
 
 [tool.hatch.build.targets.wheel]
-packages = ["another_toynet"]
+packages = ["another"]
 """
 
 
-def another(tmp_path, entry, code):
-    """Installs a second distribution with an adapter for the toy framework."""
+def another(tmp_path, entries, files):
+    """Installs a second distribution with adapters."""
     source = tmp_path / "source"
-    (source / "another_toynet").mkdir(parents=True)
-    (source / "another_toynet" / "__init__.py").write_text(code)
-    (source / "pyproject.toml").write_text(CLASHING.format(entry=entry))
+    (source / "another").mkdir(parents=True)
+    for name, code in {"__init__": "", **files}.items():
+        (source / "another" / f"{name}.py").write_text(code)
+    (source / "pyproject.toml").write_text(PROJECT.format(entries=entries))
     install(source, tmp_path / "site")
     return tmp_path / "site"
 
 
 def test_two_adapters_for_one_model(run_python, site, tmp_path):
     """Neither is silently preferred; naming one helps."""
-    second = another(
-        tmp_path,
-        "another_toynet:Other",
-        "from toynet_jaxlayer import ToyAdapter\nclass Other(ToyAdapter): pass\n",
-    )
+    code = "from toynet_jaxlayer import ToyAdapter\nclass Other(ToyAdapter): pass\n"
+    second = another(tmp_path, 'toynet = "another.other:Other"', {"other": code})
     printed = run_python(
         """
         import toynet
@@ -129,7 +129,7 @@ def test_two_adapters_for_one_model(run_python, site, tmp_path):
                 as_layer(toynet.Dense(1), adapter=adapter)
             except AdapterError as error:
                 print(error)
-        from another_toynet import Other
+        from another.other import Other
         print(as_layer(toynet.Dense(1), adapter=Other).module.features)
         """,
         path=[site, second],
@@ -138,46 +138,52 @@ def test_two_adapters_for_one_model(run_python, site, tmp_path):
     for message in (several, named):
         assert message.startswith("Several installed adapters")
         assert "toynet-jaxlayer 1.0" in message
-        assert "another-toynet 2.0" in message
+        assert "another 2.0" in message
     assert "adapter=" in several
     assert chosen == "1"
 
 
-@pytest.mark.parametrize(
-    ("entry", "code", "message"),
-    [
-        ("another_toynet:Other", "raise RuntimeError('broken inside')", "RuntimeError: broken ins"),
-        ("another_toynet:Other", "import not_there", "No module named 'not_there'"),
-        ("another_toynet:Missing", "", "Missing"),
-        ("another_toynet:Other", "Other = 3", "expected a subclass of jaxlayer_core.Adapter"),
-        (
-            "another_toynet:Other",
-            "from jaxlayer_core import Adapter\nclass Other(Adapter):\n    framework = 'toynet'\n",
-            "implement accepts, purify",
-        ),
-    ],
-    ids=["raises", "import", "attribute", "not a class", "incomplete"],
-)
-def test_a_broken_adapter_is_named(run_python, tmp_path, entry, code, message):
-    site = another(tmp_path, entry, code)
+# framework: code of the adapter's module, what the error says, whether it has a cause
+BROKEN = {
+    "raises": ("raise RuntimeError('broken inside')", "RuntimeError: broken inside", True),
+    "needs": ("import not_there", "No module named 'not_there'", True),
+    "lacks": ("", "Broken", True),
+    "odd": ("Broken = 3", "expected a subclass of jaxlayer_core.Adapter, got 3", False),
+    "partly": (
+        "from jaxlayer_core import Adapter\nclass Broken(Adapter):\n    framework = 'partly'\n",
+        "not complete: implement accepts, purify",
+        False,
+    ),
+    "absent": ("import absent", "pip install absent", True),
+}
+
+
+def test_a_broken_adapter_is_named(run_python, tmp_path):
+    """And harms no model of another framework."""
+    entries = "\n".join(f'{name} = "another.{name}:Broken"' for name in BROKEN)
+    files = {name: code for name, (code, *_) in BROKEN.items()}
+    # `import absent` in `another/absent.py` means the framework, which is not installed.
     printed = run_python(
-        """
-        import sys, types
+        f"""
         import flax.linen as nn
         from jaxlayer import as_layer
-        from jaxlayer_core import AdapterError
+        from jaxlayer_core import JaxLayerError
 
-        Toy = type("Toy", (), {"__module__": "toynet.models"})
-        try:
-            as_layer(Toy())
-        except AdapterError as error:
-            print(error)
-            print(error.__cause__ is not None)
-        as_layer(nn.Dense(2))  # others still work
+        for name in {list(BROKEN)}:
+            model = type("Model", (), {{"__module__": name + ".models"}})()
+            try:
+                as_layer(model)
+            except JaxLayerError as error:
+                print(name, error.__cause__ is not None, error, sep=";")
+        as_layer(nn.Dense(2))
         """,
-        path=[site],
+        path=[another(tmp_path, entries, files)],
     )
-    text, caused = printed.rsplit(maxsplit=1)
-    assert "'toynet' of another-toynet 2.0" in text
-    assert message in text
-    assert caused == str("expected" not in message and "implement" not in message)
+    lines = printed.splitlines()
+    assert len(lines) == len(BROKEN)
+    for line, (name, (_, message, caused)) in zip(lines, BROKEN.items(), strict=True):
+        got_name, got_caused, text = line.split(";", 2)
+        assert (got_name, got_caused) == (name, str(caused)), line
+        assert message in text, line
+        if name != "absent":
+            assert f"{name!r} of another 2.0" in text, line
