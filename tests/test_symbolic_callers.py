@@ -56,3 +56,29 @@ def test_a_block_in_a_functional_model_infers_what_the_model_itself_rejects():
     assert outputs.shape == (None, None, 4)
     model = keras.Model(inputs, outputs)
     assert model.predict(np.ones((2, 6, 3), "float32"), verbose=0).shape == (2, 3, 4)
+
+
+@keras.saving.register_keras_serializable("test")
+class Mix(nn.Module):
+    """A module that Keras can save, called with keywords and a static value."""
+
+    @nn.compact
+    def __call__(self, x, *, other, scale: float = 1.0):
+        return nn.Dense(2)(x) + scale * nn.Dense(2)(other)
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_functional_model_with_keywords_and_static_values_is_saved(tmp_path):
+    x, other = keras.Input((3,)), keras.Input((4,))
+    model = keras.Model([x, other], FlaxLayer(Mix())(x, other=other, scale=0.5))
+    data = [np.ones((2, 3), "float32"), np.full((2, 4), 2.0, "float32")]
+    expected = model(data)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(data), expected)

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.pure import PureModule
 
 
 class Adapter(abc.ABC):
@@ -46,15 +46,3 @@ class Adapter(abc.ABC):
         Raises:
             SignatureError: there is no such method or flag.
         """
-
-    def variables(self, given: Any) -> tuple[PyTree, PyTree]:
-        """Splits variables in the framework's own form into params and state.
-
-        Args:
-            given: what a user passed as `variables=`.
-
-        Returns:
-            Params and state; None for what is not there.
-        """
-        params, state = given
-        return params, state

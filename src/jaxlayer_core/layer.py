@@ -173,7 +173,9 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         Returns:
             What the model returns.
         """
-        if isinstance(kwargs.get("structure"), CallStructure):  # replayed by a Keras graph
+        structure = kwargs.get("structure")
+        if isinstance(structure, CallStructure):  # replayed by a Keras graph
+            self._next_form = None if self.built else CallForm.of(structure, args[0])
             return self._call_keras(*args, **kwargs)
         training = kwargs.pop("training", None)
         if len(args) == 1 and not kwargs and is_array(args[0]):

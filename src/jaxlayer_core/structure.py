@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import keras
 import numpy as np
 
 from jaxlayer_core import paths, rng
@@ -57,6 +58,7 @@ class KeyData:
     impl: Any
 
 
+@keras.saving.register_keras_serializable(package="jaxlayer")
 @dataclasses.dataclass(frozen=True)
 class CallStructure:
     """A call without its arrays.
@@ -93,6 +95,24 @@ class CallStructure:
                 leaves.append(None)
                 arrays.append(value)
         return arrays, cls(treedef, tuple(leaves), method)
+
+    def get_config(self) -> dict[str, Any]:
+        """The call as Keras serialises it in a functional model, with stand-ins for arrays."""
+        if any(isinstance(leaf, KeyData) for leaf in self.leaves):
+            raise StructureError(
+                "A call with a typed PRNG key among its arguments cannot be saved in a functional "
+                "model. Pass jax.random.key_data(key) and let the model wrap it."
+            )
+        stand_in = keras.KerasTensor((), "float32")
+        args, kwargs = self.restore([stand_in] * self.leaves.count(None))
+        call = {"args": args, "kwargs": kwargs}
+        return {"call": keras.saving.serialize_keras_object(call), "method": self.method}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CallStructure:
+        """The structure of `get_config()`."""
+        call = keras.saving.deserialize_keras_object(config["call"])
+        return cls.of(tuple(call["args"]), call["kwargs"], config["method"])[1]
 
     @property
     def is_plain(self) -> bool:

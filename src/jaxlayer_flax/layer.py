@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 
-from jaxlayer_core import Adapter, ModuleLayer
-from jaxlayer_core.registry import resolve
+from jaxlayer_core import AdapterError, ModuleLayer
 from jaxlayer_flax.linen import LinenAdapter
 
 
@@ -40,6 +39,10 @@ class FlaxLayer(ModuleLayer):
             the TensorFlow backend.
         **kwargs: options of the layer, see `PureLayer`.
 
+    Raises:
+        AdapterError: `module` is not a linen module.
+        SignatureError: there is no such method or flag.
+
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp
         >>> layer = FlaxLayer(nn.Dense(2), seed=0)
@@ -64,9 +67,13 @@ class FlaxLayer(ModuleLayer):
         **kwargs: Any,
     ) -> None:
         self._rngs = tuple(rngs)
-        adapter: Adapter = LinenAdapter(self._rngs)
+        adapter = LinenAdapter(self._rngs)
         if not adapter.accepts(module):
-            adapter = resolve(module)
+            raise AdapterError(
+                f"FlaxLayer takes an instance of flax.linen.Module, got {module!r}"
+                f"{', which is a class' if isinstance(module, type) else ''}. Models of other "
+                "frameworks become layers by HaikuLayer, JaxLayer or as_layer."
+            )
         params, state = (None, None) if variables is None else adapter.variables(variables)
         self._native_serialization_platforms = native_serialization_platforms
         super().__init__(

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from jaxlayer_core import ModuleLayer, SignatureError
+from jaxlayer_core import AdapterError, ModuleLayer, SignatureError
 from jaxlayer_haiku import transforms
 from jaxlayer_haiku.adapter import HaikuAdapter
 
@@ -53,7 +53,8 @@ class HaikuLayer(ModuleLayer):
             the `hk.Module` class.
 
     Raises:
-        SignatureError: unknown arguments.
+        AdapterError: `module` is none of these.
+        SignatureError: unknown arguments, or no such method or flag.
 
     Example:
         >>> import haiku as hk, jax.numpy as jnp
@@ -78,6 +79,11 @@ class HaikuLayer(ModuleLayer):
         module_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not (callable(module) or HaikuAdapter().accepts(module)):
+            raise AdapterError(
+                "HaikuLayer takes a function that uses Haiku modules, a Haiku transform or an "
+                f"hk.Module class, got {module!r}."
+            )
         own = {**(module_kwargs or {})}
         own |= {name: kwargs.pop(name) for name in list(kwargs) if name not in _LAYER_OPTIONS}
         if args or own:
