@@ -63,8 +63,7 @@ def poison(tmp_path):
         for name in names:
             (folder / name).mkdir(parents=True)
             (folder / name / "__init__.py").write_text(
-                "class Imported(BaseException): pass\n"
-                f"raise Imported('{name} was imported')\n"
+                f"class Imported(BaseException): pass\nraise Imported('{name} was imported')\n"
             )
         return folder
 

@@ -223,7 +223,9 @@ def stringify(given):
 )
 def test_given_variables_that_do_not_fit(change, message):
     layer = FlaxLayer(Net(), variables=variables(change))
-    with pytest.raises(StructureError, match=f"(?s)variables given for .*Net do not fit.*{message}"):
+    with pytest.raises(
+        StructureError, match=f"(?s)variables given for .*Net do not fit.*{message}"
+    ):
         layer(X)
 
 

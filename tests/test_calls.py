@@ -161,9 +161,7 @@ def test_in_a_functional_model(case, values, assert_same):
     model = keras.Model(inputs, outputs)
 
     expected = native(case)(values(layer.params), arrays)
-    for symbolic, array in zip(
-        jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True
-    ):
+    for symbolic, array in zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True):
         assert tuple(symbolic.shape) == (None, *array.shape[1:])
         assert symbolic.dtype == array.dtype
     assert_same(model(arrays), expected)

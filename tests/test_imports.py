@@ -4,8 +4,9 @@ import ast
 import graphlib
 from pathlib import Path
 
-import jaxlayer_core
 import pytest
+
+import jaxlayer_core
 
 SOURCE = Path(jaxlayer_core.__file__).resolve().parent.parent
 FRAMEWORKS = ("flax", "haiku", "tensorflow", "torch")

@@ -81,9 +81,7 @@ def test_init_fn_takes_any_subset_in_any_order(names):
         seen.update(given)
         return {"w": jnp.ones(given["inputs"].shape[-1])}
 
-    layer = JaxLayer(
-        lambda params, inputs: inputs @ params["w"], function_of(names, body)
-    )
+    layer = JaxLayer(lambda params, inputs: inputs @ params["w"], function_of(names, body))
     assert layer(np.ones((2, 3), "float32"), training=False).shape == (2,)
     assert set(seen) == set(names)
     assert seen["inputs"].shape == (2, 3)
@@ -229,9 +227,7 @@ def test_registered_node_classes_keep_their_static_part():
         moved = NamedPoint(point.x + 1, point.y * params.y, point.name)
         return inputs * params.x, [moved]
 
-    layer = JaxLayer(
-        call, params=NamedPoint(3.0, 4.0, "bar"), state=[NamedPoint(1.0, 2.0, "foo")]
-    )
+    layer = JaxLayer(call, params=NamedPoint(3.0, 4.0, "bar"), state=[NamedPoint(1.0, 2.0, "foo")])
     assert layer(np.float32([2.0])) == 6
     assert isinstance(layer.state[0], NamedPoint)
     assert (layer.state[0].x.value, layer.state[0].y.value, layer.state[0].name) == (2, 8, "foo")
@@ -398,9 +394,7 @@ def test_method_can_be_a_function_outside_the_module():
     dropped_share = np.mean(np.asarray(noisy) == 0)
     assert 0.2 < dropped_share < 0.8
     kept = np.asarray(noisy) != 0
-    np.testing.assert_allclose(
-        np.asarray(noisy)[kept], 2 * np.asarray(quiet)[kept], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.asarray(noisy)[kept], 2 * np.asarray(quiet)[kept], rtol=1e-6)
     np.testing.assert_array_equal(layer(x), quiet, err_msg="the default is inference")
 
 
@@ -651,9 +645,7 @@ def test_mixed_precision_computes_in_half_and_keeps_variables_whole():
         seen.update(params=params.dtype, state=state.dtype, inputs=inputs.dtype)
         return inputs * params, state
 
-    layer = JaxLayer(
-        call, lambda inputs: (jnp.ones(3), jnp.zeros(3)), dtype="mixed_float16"
-    )
+    layer = JaxLayer(call, lambda inputs: (jnp.ones(3), jnp.zeros(3)), dtype="mixed_float16")
     outputs = layer(np.ones((2, 3), "float32"))
     assert seen == {"params": np.float16, "state": np.float32, "inputs": np.float16}
     assert outputs.dtype == np.float16

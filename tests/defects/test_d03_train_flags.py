@@ -149,7 +149,9 @@ def test_haiku_flags_are_driven(model, values, assert_same):
     native = hk.transform_with_state(required)
     quiet = layer(X)
     params, state = values(layer.params), values(layer.state)
-    assert_same(quiet, jax.jit(lambda p, s, x: native.apply(p, s, None, x, False)[0])(params, state, X))
+    assert_same(
+        quiet, jax.jit(lambda p, s, x: native.apply(p, s, None, x, False)[0])(params, state, X)
+    )
 
     key = key_from_seed(layer.seed_generator.state.value)
     noisy = layer(X, training=True)

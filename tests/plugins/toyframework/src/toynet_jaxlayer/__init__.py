@@ -3,6 +3,7 @@
 import inspect
 
 import toynet
+
 from jaxlayer_core import Adapter, CallSignature, Outcome, PureModule, Variables
 
 
