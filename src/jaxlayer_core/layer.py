@@ -15,7 +15,7 @@ from jaxlayer_core.errors import JaxLayerError
 from jaxlayer_core.methods import Methods
 from jaxlayer_core.pure import PureModule, PyTree
 from jaxlayer_core.runner import Runner, Writes
-from jaxlayer_core.structure import CallStructure, is_array
+from jaxlayer_core.structure import CallStructure, Packed, is_array, is_plain
 from jaxlayer_core.variables import VariableTree
 
 
@@ -182,16 +182,34 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             ready = self._eager_calls.find(args[0], training, self.trainable)
             if ready is not None:
                 return ready(args[0])
-        keras_bridge.adopt((args, kwargs))
         method = self._pop_method(kwargs)
         form = CallForm.read(args, kwargs, method, self._unpack_inputs)
         if training is None:
             signature = self._methods[method].signature
             training = signature.stated_mode(*form.structure.restore(form.values))
         self._next_form = None if self.built else form
-        if form.structure.is_plain and not self._unpack_inputs:
+        if method is None and self._is_plain(args, kwargs, form, training):
             return self._call_keras(args[0], training=training)
-        return self._call_keras(list(form.values), structure=form.structure, training=training)
+        packed = self._call_keras(list(form.values), structure=form.structure, training=training)
+        return _adopted(packed.unpack())
+
+    def _is_plain(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], form: CallForm, training: bool | None
+    ) -> bool:
+        """Whether Keras can handle a call as one of its own layers'.
+
+        Otherwise Keras gets the arrays in a list and the rest as `structure`. A functional
+        model replays a call as it was recorded, so what the call returns matters, too.
+        """
+        if kwargs or len(args) != 1 or self._unpack_inputs:
+            return False
+        if not (is_plain(args[0]) and form.structure.is_arrays_only):
+            return False
+        if not any(isinstance(value, keras.KerasTensor) for value in form.values):
+            return True
+        if not self.built:
+            self.build(None)
+        return is_plain(self._output_specs(form, training).unpack())
 
     def _pop_method(self, kwargs: dict[str, Any]) -> str | None:
         """The method that a call chooses, unless `method` is an argument of the model."""
@@ -222,15 +240,17 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             **kwargs: the model's keyword arguments, and `method`.
         """
         form = self._form(inputs, args, kwargs, structure)
-        if not (form.has_unknown_dimensions and keras_bridge.in_symbolic_scope()):
-            return self._run(form, training)
-        # Keras infers the shapes of a model around this layer, with symbolic dimensions.
         try:
-            return self._run(form, training)
-        except JaxLayerError:  # the model rejects symbols, but the ladder may succeed
-            return self._stand_in(form, training)
+            outputs = self._run(form, training)
+        except JaxLayerError:
+            # Where Keras infers the shapes of a model around this layer, with symbols that
+            # the model rejects, the ladder may succeed.
+            if not (form.has_unknown_dimensions and keras_bridge.in_symbolic_scope()):
+                raise
+            outputs = self._stand_in(form, training)
+        return _adopted(outputs if structure is not None else outputs.unpack())
 
-    def _run(self, form: CallForm, training: bool | None) -> Any:
+    def _run(self, form: CallForm, training: bool | None) -> Packed:
         """Runs the model, and writes what it draws, updates and loses."""
         method = form.structure.method
         owner = self._methods[method].signature.owner
@@ -251,9 +271,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if form.structure.is_single and not (draws or written or losses or self._is_special()):
             owned = (self._params.variables, self._state.variables)
             self._eager_calls.remember(form.values[0], training, self.trainable, program, *owned)
-        result = outputs.unpack()
-        keras_bridge.adopt(result)
-        return result
+        return outputs
 
     def _form(
         self,
@@ -306,11 +324,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     ) -> Any:
         """Shapes and dtypes of the outputs of a call, as `KerasTensor`s."""
         packed = self._output_specs(self._form(inputs, args, kwargs, structure), training)
-        result = packed.replace(
+        tensors = packed.map(
             lambda spec: keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
         )
-        keras_bridge.adopt(result)
-        return result
+        return _adopted(tensors if structure is not None else tensors.unpack())
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Shapes of the outputs for a single positional input of the given shape."""
@@ -318,28 +335,26 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self.build(input_shape)
         dtypes = [spec.dtype for spec in self._built_form.specs] if self._built_form else []
         form = calls.form_of_shape(input_shape, dtypes, self._unpack_inputs, self.compute_dtype)
-        return self._output_specs(form, None).replace(lambda spec: spec.shape)
+        return self._output_specs(form, None).map(lambda spec: spec.shape).unpack()
 
-    def _output_specs(self, form: CallForm, training: bool | None) -> Any:
+    def _output_specs(self, form: CallForm, training: bool | None) -> Packed:
         owner = self._methods[form.structure.method].signature.owner
         with calls.explained(self.name, owner, "infer the output of", form):
             mode, _ = self._mode(form.structure.method, training)
             return self._runner.output_specs(form, mode)
 
-    def _stand_in(self, form: CallForm, training: bool | None) -> Any:
+    def _stand_in(self, form: CallForm, training: bool | None) -> Packed:
         """Outputs of the right shape, for a caller that only infers shapes.
 
         An unknown dimension gets the first symbol of the inputs; Keras turns it into None.
         """
         dims = [dim for value in form.values for dim in value.shape]
         symbol = next(dim for dim in dims if not isinstance(dim, int))
-        result = self._output_specs(form, training).replace(
+        return self._output_specs(form, training).map(
             lambda spec: jax.numpy.zeros(
                 tuple(symbol if dim is None else dim for dim in spec.shape), spec.dtype
             )
         )
-        keras_bridge.adopt(result)
-        return result
 
     # Saving.
 
@@ -366,3 +381,9 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     def _named_variables(self) -> dict[str, keras.Variable]:
         param_scope, state_scope = self._methods[None].scopes
         return weights.named((param_scope, self._params), (state_scope, self._state))
+
+
+def _adopted(outputs: Any) -> Any:
+    """The outputs, their node types known to Keras."""
+    keras_bridge.adopt(outputs)
+    return outputs

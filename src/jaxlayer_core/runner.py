@@ -41,6 +41,7 @@ class Runner:
         self._state = state
         self._drop = drop
         self._programs: dict[Any, Any] = {}
+        self._outputs: dict[Any, Packed] = {}
 
     def program(self, structure: CallStructure, training: bool, writes: Writes) -> Any:
         """The compiled program of a call."""
@@ -53,6 +54,12 @@ class Runner:
 
     def output_specs(self, form: CallForm, training: bool) -> Packed:
         """Specs of a call's outputs, with unknown dimensions as None."""
+        known = form.structure, form.specs, training, tuple(v.dtype for v in self._params.variables)
+        if known not in self._outputs:
+            self._outputs[known] = self._infer(form, training)
+        return self._outputs[known]
+
+    def _infer(self, form: CallForm, training: bool) -> Packed:
         module = self._methods.settle_call(form, self._params, self._state)
         function = self._function(module, form.structure, training, "none")
         params, state = self._params.specs(), self._state.specs()

@@ -51,6 +51,18 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is a nest of arrays as Keras' own layers take and return them.
+
+    That is lists, tuples and dicts of arrays; no None, and no node types of JAX.
+    """
+    if isinstance(value, dict):
+        return bool(value) and all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(is_plain, value))
+    return is_array(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class KeyData:
     """Marks an array that is a typed PRNG key, which Keras cannot carry, as its data."""
@@ -115,15 +127,9 @@ class CallStructure:
         return cls.of(tuple(call["args"]), call["kwargs"], config["method"])[1]
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the call is one positional nest of arrays, as Keras' own layers take."""
-        args, kwargs = jax.tree_util.tree_unflatten(self.treedef, self.leaves)
-        return (
-            len(args) == 1
-            and not kwargs
-            and self.method is None
-            and all(leaf is None for leaf in self.leaves)
-        )
+    def is_arrays_only(self) -> bool:
+        """Whether all leaves are arrays that Keras can carry."""
+        return all(leaf is None for leaf in self.leaves)
 
     @property
     def is_single(self) -> bool:
@@ -190,13 +196,13 @@ class Packed:
 
     def unpack(self) -> Any:
         """The tree, with the array leaves as they are now."""
-        return self.replace(lambda leaf: leaf)
-
-    def replace(self, fn: Callable[[Any], Any]) -> Any:
-        """The tree, with `fn` applied to its array leaves."""
         remaining = iter(self.arrays)
-        leaves = [fn(next(remaining)) if s is None else s.value for s in self.statics]
+        leaves = [next(remaining) if s is None else s.value for s in self.statics]
         return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+    def map(self, fn: Callable[[Any], Any]) -> Packed:
+        """The same with `fn` applied to its arrays."""
+        return Packed(list(map(fn, self.arrays)), self.treedef, self.statics)
 
 
 def only_arrays(tree: Any, owner: str, drop: bool) -> Any:
