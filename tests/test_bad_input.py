@@ -291,7 +291,7 @@ def test_a_fixed_value_in_the_state_that_changed():
         return inputs, {"mode": "other"}
 
     layer = JaxLayer(call, state={"mode": "first"})
-    with pytest.raises(StructureError, match="'other' for the leaf `mode`.*fixed value 'first'"):
+    with pytest.raises(StructureError, match=r"'other' for the leaf `mode`.*fixed value 'first'"):
         layer(X)
 
 
@@ -417,7 +417,7 @@ class Subclassed(keras.Model):
 def test_the_cause_is_attached_in_fit(wrap):
     model = wrap(FlaxLayer(Raises(), name="raises"))
     model.compile("sgd", "mse")
-    with pytest.raises(ModuleError, match="'raises'.*Own: inside") as info:
+    with pytest.raises(ModuleError, match=r"'raises'.*Own: inside") as info:
         model.fit(X, np.ones((6, 2)), verbose=0)
     assert isinstance(info.value.__cause__, Own)
 

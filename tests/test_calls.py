@@ -1,5 +1,6 @@
 """Calling: a layer takes what its model takes, wherever Keras calls it."""
 
+import types
 from typing import Any, NamedTuple
 
 import flax
@@ -91,7 +92,7 @@ class Keyed(nn.Module):
 class Case(NamedTuple):
     module: nn.Module
     args: tuple = ()
-    kwargs: dict = {}
+    kwargs: Any = types.MappingProxyType({})
 
 
 TREE = {"pair": (A, [B]), "point": Point(C, A), "graph": Graph(C, A, "ring"), "none": None}
@@ -118,7 +119,7 @@ def case(request):
 
 def cut(case):
     """The batched arrays of a call, and a function that puts others in their place."""
-    leaves, treedef = jax.tree.flatten((case.args, case.kwargs))
+    leaves, treedef = jax.tree.flatten((case.args, dict(case.kwargs)))
     batched = [isinstance(leaf, np.ndarray) for leaf in leaves]
 
     def fill(arrays):
@@ -423,7 +424,7 @@ def test_methods_share_weights_in_fit(autoencoder, values):
 
 
 def test_a_method_of_the_layer(values):
-    make, whole = AUTOENCODERS["flax"]
+    make, _ = AUTOENCODERS["flax"]
     layer = make(method="encode")
     assert layer(A).shape == (6, 2)
     assert len(layer.weights) == 2, "only what the method uses is initialised"

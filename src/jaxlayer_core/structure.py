@@ -47,8 +47,11 @@ class Static:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value travels as an array: it has a shape and a dtype."""
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
+    """Whether a value travels as an array: it has a shape and a dtype, and is no container."""
+    if isinstance(value, jax.Array | np.ndarray | keras.KerasTensor):
+        return True
+    looks_like_one = hasattr(value, "shape") and hasattr(value, "dtype")
+    return looks_like_one and not isinstance(value, type) and jax.tree_util.all_leaves([value])
 
 
 def is_plain(value: Any) -> bool:

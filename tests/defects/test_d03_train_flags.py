@@ -111,7 +111,7 @@ def test_fit_trains_and_predict_does_not(values):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (the mean stays 0).
     """
     layer = FlaxLayer(Normed())
-    model = keras.Sequential([layer])
+    model = keras.Sequential([keras.Input((4,)), layer])
     model.compile("sgd", "mse")
     model.fit(X + 5, np.ones((6, 1)), batch_size=6, verbose=0)
     mean = values(layer.state)["batch_stats"]["BatchNorm_0"]["mean"]

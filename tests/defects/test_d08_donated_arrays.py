@@ -94,7 +94,7 @@ def test_copying_can_be_left_out():
 
     Keras' own layer never copies.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: no (it has no choice).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (it has no such option).
     """
     kernel = jnp.ones((4, 2))
     variables = {"params": {"kernel": kernel, "bias": jnp.zeros(2)}}

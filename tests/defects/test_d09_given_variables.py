@@ -36,9 +36,9 @@ def fit(layer):
 def test_frozen_dict(variables, assert_same):
     """The user's checkpoint is a FrozenDict, as Flax gave them for years.
 
-    Keras' own layer mixes it with the dicts that `apply` returns: a tree error in fit.
+    Keras' own layer mixes it with the dicts that `apply` returns.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError: expected FrozenDict).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError: a tree error).
     """
     layer = FlaxLayer(Net(), variables=flax.core.freeze(variables))
     native = jax.jit(Net().apply)(variables, X)
@@ -50,9 +50,9 @@ def test_frozen_dict(variables, assert_same):
 def test_params_only(variables, assert_same):
     """The user has the params and no batch statistics.
 
-    Keras' own layer fails at the first call: the collection does not exist.
+    Keras' own layer makes no state, and fails at the first call.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ScopeCollectionNotFound).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError: a tree error).
     """
     layer = FlaxLayer(Net(), variables={"params": variables["params"]})
     layer(X)
@@ -67,7 +67,7 @@ def test_state_only(variables, assert_same):
 
     Keras' own layer fails at the first call.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ScopeParamNotFoundError).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (RuntimeError at the first call).
     """
     layer = FlaxLayer(Net(), variables={"batch_stats": variables["batch_stats"]})
     layer(X)
@@ -150,7 +150,7 @@ def test_variables_of_an_annotated_module(boxed, assert_same):
 
     Keras' own layer keeps the boxes.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: no (an inference call works).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: boxed yes (`params` has boxes), plain no.
     """
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     module = nn.Dense(2, kernel_init=init)

@@ -31,8 +31,7 @@ def test_a_stream_of_any_name(assert_same):
 
     Keras' own layer provides "params" and "dropout" only, by a fixed list.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (InvalidRngError, re-raised as a
-    TypeError by Keras).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (InvalidRngError).
     """
     layer = FlaxLayer(Noisy(), seed=1)
     layer.build((None, 4))
@@ -121,7 +120,7 @@ def test_another_default_key_implementation(run_python):
 
     Keras' own layer makes a raw key of two words where that implementation takes four.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError or TypeError).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes.
     """
     printed = run_python(
         """

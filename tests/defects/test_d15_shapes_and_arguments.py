@@ -90,9 +90,9 @@ class TakesBatch(nn.Module):
 def test_named_tuple_input(values, assert_same):
     """The user passes a NamedTuple.
 
-    Keras' own layer cannot make ones in its place.
+    Keras' own layer manages this while every field is an array.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError: __new__() missing argument).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """
     layer = FlaxLayer(TakesBatch())
     batch = Batch(X, np.ones((6, 2), "float32"))
@@ -118,7 +118,7 @@ def test_none_in_the_input(form, values, assert_same):
 
     Keras' own layer asks None for its shape.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError or AttributeError).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError: 'NoneType' is not iterable).
     """
     module = TakesBatch() if isinstance(form(X), Batch) else TakesTuple()
     layer = FlaxLayer(module)

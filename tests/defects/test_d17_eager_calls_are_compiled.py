@@ -126,9 +126,9 @@ def test_an_eager_call_is_one_program(layer):
 def test_weights_are_inputs_of_the_program(layer):
     """The user assigns new weights: the compiled program must not hold the old.
 
-    Keras' own layer compiles nothing.
+    Keras' own layer compiles nothing, and runs the module's code again.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes.
     """
     for variable in layer.weights:
         variable.assign(np.zeros(variable.shape))

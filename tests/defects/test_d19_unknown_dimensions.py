@@ -48,41 +48,52 @@ def test_vision_transformer_with_convolution_patches():
 class AnySizePatches(nn.Module):
     """The same without positions, for images of any size."""
 
+    by_convolution: bool
+
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(8, (4, 4), strides=(4, 4), padding="VALID")(x)
+        if self.by_convolution:
+            x = nn.Conv(8, (4, 4), strides=(4, 4), padding="VALID")(x)
+        else:
+            b, h, w, c = x.shape
+            x = jnp.reshape(x, (b, h // 4, 4, w // 4, 4, c))
+            x = nn.Dense(8)(jnp.reshape(x.swapaxes(2, 3), (b, h // 4, w // 4, 16 * c)))
         x = jnp.reshape(x, (x.shape[0], -1, 8))
         return nn.Dense(3)(nn.MultiHeadDotProductAttention(2)(x)).mean(1)
 
 
-def test_patches_of_images_of_any_size():
+@pytest.mark.parametrize("by_convolution", [True, False], ids=["convolution", "reshape"])
+def test_patches_of_images_of_any_size(by_convolution):
     """The user's images come in all sizes.
 
-    Keras' own layer gives one symbol to all three unknown dimensions and builds with size 1,
-    where a patch of 4 does not fit.
+    Keras' own layer initialises with images of size 1, where a patch of 4 does not fit: the
+    convolution makes no patches, the reshape fails.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (the patches are empty).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: convolution no, reshape yes (TypeError).
     """
-    layer = FlaxLayer(AnySizePatches())
+    layer = FlaxLayer(AnySizePatches(by_convolution))
     assert predict(layer, (None, None, 3), (2, 8, 8, 3), (1, 8, 16, 3)) == (None, 3)
 
 
 class FirstHalf(nn.Module):
+    pooled: bool
+
     @nn.compact
     def __call__(self, x):
         half = x[:, : x.shape[1] // 2]
-        return nn.Dense(3)(half)
+        return nn.Dense(3)(half.max(axis=1) if self.pooled else half)
 
 
-def test_half_of_an_unknown_length():
+@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "sequence"])
+def test_half_of_an_unknown_length(pooled):
     """The user's module slices `x[:, :T // 2]`.
 
-    Keras' own layer fails in shape inference: the comparison is inconclusive.
+    Keras' own layer initialises with length 1, whose half is empty and has no maximum.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (empty at size 1, wrong shape).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: pooled yes (ValueError), sequence no.
     """
-    shape = predict(FlaxLayer(FirstHalf()), (None, 4), (2, 6, 4), (2, 10, 4))
-    assert shape == (None, None, 3)
+    shape = predict(FlaxLayer(FirstHalf(pooled)), (None, 4), (2, 6, 4), (2, 10, 4))
+    assert shape == ((None, 3) if pooled else (None, None, 3))
 
 
 def unrolled(x):
@@ -105,7 +116,7 @@ class Unrolled(nn.Module):
     @nn.compact
     def __call__(self, x):
         cell = nn.SimpleCell(3)
-        carry = cell.initialize_carry(self.make_rng("params"), x[:, 0].shape)
+        carry = jnp.zeros((x.shape[0], 3))
         outputs = []
         for t in range(x.shape[1]):
             carry, y = cell(carry, x[:, t])
@@ -116,9 +127,9 @@ class Unrolled(nn.Module):
 def test_unrolled_recurrence_over_an_unknown_time():
     """The same in Flax with a Python loop over a time dimension that is not known.
 
-    Keras' own layer loops over a symbol.
+    Keras' own layer unrolls it twice over dozens of steps to guess the shape.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError: not an integer).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """
     shape = predict(FlaxLayer(Unrolled()), (None, 4), (2, 5, 4), (2, 3, 4))
     assert shape == (None, None, 3)
@@ -136,9 +147,9 @@ class Pairwise(nn.Module):
 def test_two_unknown_dimensions_stay_two():
     """The user compares two sequences of different unknown lengths.
 
-    Keras' own layer infers with one symbol for every unknown dimension.
+    Keras' own layer infers with one size for every unknown dimension.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: no (the shape alone comes out right).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """
     inputs = (keras.Input((None, 4)), keras.Input((None, 4)))
     model = keras.Model(inputs, FlaxLayer(Pairwise())(inputs))
@@ -147,16 +158,21 @@ def test_two_unknown_dimensions_stay_two():
     assert model.predict([one, two], verbose=0).shape == (2, 3, 5)
 
 
+class Added(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)(inputs[0] + inputs[1])
+
+
 def test_two_inputs_whose_sizes_must_agree():
     """The user adds two sequences of the same unknown length.
 
-    Keras' own layer's single symbol is right here.
+    Keras' own layer's single size is right here.
 
     Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """
-    layer = HaikuLayer(lambda x: hk.Linear(3)(x[0] + x[1]))
     inputs = (keras.Input((None, 4)), keras.Input((None, 4)))
-    model = keras.Model(inputs, layer(inputs))
+    model = keras.Model(inputs, FlaxLayer(Added())(inputs))
     assert model.output_shape == (None, None, 3)
     x = np.ones((2, 5, 4), "float32")
     assert model.predict([x, x], verbose=0).shape == (2, 5, 3)
@@ -166,9 +182,9 @@ def test_two_inputs_whose_sizes_must_agree():
 def test_a_parameter_of_unknown_size_is_named(known):
     """The user's parameter has the length of an input that is not known.
 
-    Keras' own layer makes it with size 1, and broadcasts.
+    Keras' own layer makes it with size 1 and then fails, without naming it.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (a parameter of shape (1, 1, 8)).
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError: __init__() missing ...).
     """
 
     class Positions(nn.Module):

@@ -40,6 +40,7 @@ class Case:
         sown: linen collections that only a call makes, and whose leaves are losses.
         layer: options that the layer needs for this model.
         batched: whether the first axis of every array may have any size.
+        ignores: warnings of the model's own package, as `pytest.mark.filterwarnings` takes them.
         requires: what to type after `pip install`, if something.
         lacks: property of `test_parity.py` that this case cannot have, and why.
         slow: whether all of it is left to the full run.
@@ -60,6 +61,7 @@ class Case:
     sown: tuple[str, ...] = ()
     layer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = True
+    ignores: tuple[str, ...] = ()
     requires: str = ""
     lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     slow: bool = False

@@ -823,6 +823,7 @@ add(
     "hk example: impala unroll (NamedTuple with None in, state)",
     lambda: hk.transform(lambda ts, s: ImpalaNet().unroll(ts, s)),
     _impala_inputs,
+    batched=False,
 )
 
 

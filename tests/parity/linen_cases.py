@@ -72,6 +72,7 @@ add(
     floats(4, 8),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
+    lacks={"gradients": "nothing is trained", "fit": "nothing is trained"},
 )
 add(
     "nn.Dropout(call keyword)",
@@ -79,6 +80,7 @@ add(
     floats(4, 8),
     rngs=("dropout",),
     **DETERMINISTIC,
+    lacks={"gradients": "nothing is trained", "fit": "nothing is trained"},
 )
 add(
     "nn.Dropout(own stream)",
@@ -86,6 +88,7 @@ add(
     floats(4, 8),
     rngs=("noise",),
     **DETERMINISTIC,
+    lacks={"gradients": "nothing is trained", "fit": "nothing is trained"},
 )
 add(
     "nn.BatchNorm(attr)",
@@ -184,6 +187,7 @@ add(
     given(f32(2, 5, 8), mask=None),
     rngs=("dropout",),
     **DETERMINISTIC,
+    ignores=("SelfAttention will be deprecated:DeprecationWarning",),
 )
 add(
     "nn.MultiHeadDotProductAttention(sow_weights)",
@@ -202,11 +206,11 @@ class DecodeLM(nn.Module):
     def __call__(self, tokens):
         x = nn.Embed(11, 8)(tokens)
         mask = None if self.decode else nn.make_causal_mask(tokens)
-        x = nn.SelfAttention(2, decode=self.decode)(x, mask=mask)
+        x = nn.MultiHeadDotProductAttention(2, decode=self.decode)(x, mask=mask)
         return nn.Dense(11)(x)
 
 
-add("nn.SelfAttention(decode=False) LM", lambda: DecodeLM(), given(ids(2, 6, n=11)))
+add("causal language model", lambda: DecodeLM(), given(ids(2, 6, n=11)))
 
 
 class DecodeStep(nn.Module):
@@ -227,11 +231,17 @@ class DecodeStep(nn.Module):
         return nn.Dense(11)(jnp.einsum("bqk,bkd->bqd", w, keys.value) + x)
 
 
-add("decode step with a cache collection", lambda: DecodeStep(), given(ids(2, 1, n=11)))
 add(
-    "nn.SelfAttention(decode=True), cache for the given length",
-    lambda: nn.SelfAttention(2, decode=True, qkv_features=8),
+    "decode step with a cache collection",
+    lambda: DecodeStep(),
+    given(ids(2, 1, n=11)),
+    batched=False,
+)
+add(
+    "nn.MultiHeadAttention(decode=True)",
+    lambda: nn.MultiHeadAttention(2, decode=True, qkv_features=8),
     floats(2, 1, 8),
+    batched=False,
 )
 
 
@@ -260,6 +270,7 @@ add(
     "nn.RNN(LSTM) initial_carry, time_major, reverse",
     lambda: nn.RNN(nn.LSTMCell(4), time_major=True, reverse=True, keep_order=True),
     given(f32(5, 2, 3), initial_carry=_nn_carry(4)),
+    batched=False,
 )
 add(
     "nn.Bidirectional",
@@ -546,7 +557,12 @@ class NoParams(nn.Module):
         return x if y is None else x + y
 
 
-add("no parameters, None argument", lambda: NoParams(), given(f32(2, 3), None))
+add(
+    "no parameters, None argument",
+    lambda: NoParams(),
+    given(f32(2, 3), None),
+    lacks={"gradients": "nothing is trained", "fit": "nothing is trained"},
+)
 
 
 class SetupModel(nn.Module):

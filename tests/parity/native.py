@@ -36,16 +36,16 @@ Apply = Callable[[Any, Any, jax.Array, tuple, dict, bool], Result]
 
 
 def loss_of(outputs: Any) -> jax.Array:
-    """A loss for any model: the mean square of each inexact output, summed."""
+    """A loss for any model: of each inexact output the mean squared distance from one."""
     total = jnp.zeros(())
-    for leaf in jax.tree.leaves(outputs):
-        leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or not leaf.size:
-            continue
-        square = jnp.square(leaf.real) + jnp.square(leaf.imag)
-        if not jnp.iscomplexobj(leaf):
-            square = jnp.square(leaf)
-        total += jnp.mean(square.astype(jnp.float32))
+    for leaf in map(jnp.asarray, jax.tree.leaves(outputs)):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size:
+            distance = leaf - 1
+            if jnp.iscomplexobj(leaf):
+                square = jnp.square(distance.real) + jnp.square(distance.imag)
+            else:
+                square = jnp.square(distance)
+            total += jnp.mean(square.astype(jnp.float32))
     return total
 
 

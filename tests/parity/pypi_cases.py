@@ -36,6 +36,7 @@ from .cases import (
 haiku = Cases("haiku")
 linen = Cases("linen")
 DROPOUT = ("dropout",)
+TFP = ("jax.core.pytype_aval_mappings is deprecated:DeprecationWarning",)
 
 
 def attribute(path: str, **kwargs: Any) -> Callable[[], Any]:
@@ -148,7 +149,7 @@ linen.add(
 linen.add("jraph.GraphConvolution", GCN, _graph(None), **_JRAPH)
 linen.add(
     "jeometric GCNLayer",
-    attribute("jeometric.gnn.GCNLayer", in_dim=3, out_dim=4, add_self_edges=True),
+    attribute("jeometric.gnn.GCNLayer", input_dim=3, output_dim=4, add_self_edges=True),
     given(f32(5, 3), ids(6, n=5), ids(6, n=5, seed=1)),
     requires="--no-deps jeometric",
     batched=False,
@@ -276,6 +277,7 @@ linen.add(
     "jax-md NequIP energy",
     _nequip,
     _molecule,
+    ignores=("IrrepsArray.remove_nones is deprecated:DeprecationWarning",),
     requires="--no-deps jax-md e3nn-jax jraph ml-collections sympy mpmath attrs",
     batched=False,
     slow=True,
@@ -361,8 +363,16 @@ class GaussianPolicy(nn.Module):
         return policy, jnp.squeeze(nn.Dense(1)(h), -1)
 
 
-haiku.add("distrax MaskedCoupling flow", _coupling_flow, floats(3, 4), requires="distrax")
-linen.add("distrax policy (Distribution out)", GaussianPolicy, floats(3, 4), requires="distrax")
+haiku.add(
+    "distrax MaskedCoupling flow", _coupling_flow, floats(3, 4), requires="distrax", ignores=TFP
+)
+linen.add(
+    "distrax policy (Distribution out)",
+    GaussianPolicy,
+    floats(3, 4),
+    requires="distrax",
+    ignores=TFP,
+)
 
 
 def _funnel():
@@ -405,7 +415,7 @@ def _autoregressive_flow():
     return hk.transform(call)
 
 
-_SURJECTORS = {"requires": "surjectors distrax", "slow": True}
+_SURJECTORS = {"requires": "surjectors distrax", "ignores": TFP, "slow": True}
 haiku.add("surjectors funnel flow", _funnel, floats(4, 6), **_SURJECTORS)
 haiku.add(
     "surjectors MAF, the method a string argument",
@@ -422,6 +432,7 @@ def _ott(path: str, **kwargs: Any) -> Callable[[], Any]:
 _OTT = {
     "requires": "--no-deps ott-jax jaxopt lineax equinox diffrax optimistix jaxtyping "
     "wadler-lindig tqdm",
+    "ignores": ("JAXopt is no longer maintained:DeprecationWarning",),
     "slow": True,
 }
 _ICNN = {"dim_data": 2, "dim_hidden": [4, 4], "pos_weights": True}
@@ -463,6 +474,7 @@ haiku.add(
         hk.LSTMState(hidden=f32(2, 6), cell=f32(2, 6, seed=2)),
     ),
     requires="rlax",
+    ignores=TFP,
     batched=False,
     slow=True,
 )
@@ -482,6 +494,7 @@ def _dopamax(value_network: str | None) -> Callable[[], Any]:
 
 _DOPAMAX = {
     "requires": "--no-deps dopamax distrax tfp-nightly brax gymnax pgx flashbax",
+    "ignores": TFP,
     "slow": True,
 }
 haiku.add("dopamax actor-critic", _dopamax("shared"), floats(2, 5), **_DOPAMAX)

@@ -41,6 +41,7 @@ def pytest_generate_tests(metafunc):
     params = []
     for case in CASES:
         marks = [pytest.mark.xdist_group(case.name)]
+        marks += [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in case.ignores]
         if case.slow or (prop in TRAINED and not case.sample):
             marks.append(pytest.mark.slow)
         if prop in case.lacks:

@@ -154,7 +154,7 @@ def test_an_adapter_is_checked_when_it_is_registered(cls, message):
 
 
 def test_an_explicit_adapter_is_checked_too():
-    with pytest.raises(AdapterError, match="class given as `adapter`.*not complete"):
+    with pytest.raises(AdapterError, match=r"class given as `adapter`.*not complete"):
         as_layer(Scale(3.0), adapter=Incomplete)
 
 
