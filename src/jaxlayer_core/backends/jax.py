@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import Var
 from jax.interpreters import partial_eval
 
 Arrays = Sequence[Any]
@@ -50,8 +51,9 @@ class InitProgram:
     """The part of an initialisation that its results depend on.
 
     Evaluating it operation by operation gives the very bits of the eager `init`, because
-    it is the same operations, and never runs the forward pass for its own sake. (Under
-    `jax.jit` XLA would fuse them and round differently.)
+    it is the same operations, and leaves out the forward pass. Only whole operations are
+    left out: inside of one, such as a `scan`, XLA compiles everything together, and less of
+    it would round differently, as `jax.jit` of the whole does.
 
     Args:
         fn: takes `(key, inputs)`, returns a pytree of arrays.
@@ -62,7 +64,7 @@ class InitProgram:
     def __init__(
         self, fn: Callable[[jax.Array, Arrays], Any], key: Any, inputs: Sequence[Any]
     ) -> None:
-        self._jaxpr, self.out = jax.make_jaxpr(fn, return_shape=True)(key, list(inputs))
+        self._program, self.out = jax.make_jaxpr(fn, return_shape=True)(key, list(inputs))
 
     def evaluate(
         self, key: jax.Array, inputs: Callable[[int], Any], wanted: Sequence[bool]
@@ -77,11 +79,26 @@ class InitProgram:
         Returns:
             The leaves, None where not wanted.
         """
-        constants = dict(zip(self._jaxpr.jaxpr.constvars, self._jaxpr.consts, strict=True))
-        jaxpr, used = partial_eval.dce_jaxpr(self._jaxpr.jaxpr, list(wanted))
-        arguments = [key if index == 0 else inputs(index - 1) for index, u in enumerate(used) if u]
+        jaxpr, needed = _live_part(self._program.jaxpr, wanted)
+        # Nothing reads the inputs that are not needed.
+        values = [inputs(i) if need else None for i, need in enumerate(needed[1:])]
         with jax.ensure_compile_time_eval():
-            results = iter(
-                jax.core.eval_jaxpr(jaxpr, [constants[v] for v in jaxpr.constvars], *arguments)
-            )
+            results = iter(jax.core.eval_jaxpr(jaxpr, self._program.consts, key, *values))
         return [next(results) if want else None for want in wanted]
+
+
+def _live_part(jaxpr: Any, wanted: Sequence[bool]) -> tuple[Any, list[bool]]:
+    """A program without the operations that the wanted results do not depend on.
+
+    Returns:
+        The program, which returns the wanted results only, and which inputs it reads.
+    """
+    outputs = [v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want]
+    live = {v for v in outputs if isinstance(v, Var)}
+    kept = []
+    for operation in reversed(jaxpr.eqns):
+        if operation.effects or any(v in live for v in operation.outvars):
+            kept.append(operation)
+            live.update(v for v in operation.invars if isinstance(v, Var))
+    reduced = jaxpr.replace(eqns=kept[::-1], outvars=outputs)
+    return reduced, [v in live for v in jaxpr.invars]
