@@ -118,7 +118,8 @@ def test_an_eager_call_is_one_program(layer):
         compiled = len(events)
         layer(x).block_until_ready()
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        # Missing before JAX 0.10; the listener then stays and fills a list that nobody reads.
+        getattr(jax.monitoring, "unregister_event_duration_listener", lambda listener: None)(listen)
     assert compiled == 1
     assert len(events) == compiled
 

@@ -127,9 +127,9 @@ class Unrolled(nn.Module):
 def test_unrolled_recurrence_over_an_unknown_time():
     """The same in Flax with a Python loop over a time dimension that is not known.
 
-    Keras' own layer unrolls it twice over dozens of steps to guess the shape.
+    Keras' own layer loops over a symbol.
 
-    Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (TypeError: not an integer).
     """
     shape = predict(FlaxLayer(Unrolled()), (None, 4), (2, 5, 4), (2, 3, 4))
     assert shape == (None, None, 3)
@@ -147,7 +147,7 @@ class Pairwise(nn.Module):
 def test_two_unknown_dimensions_stay_two():
     """The user compares two sequences of different unknown lengths.
 
-    Keras' own layer infers with one size for every unknown dimension.
+    Keras' own layer infers with one symbol for every unknown dimension.
 
     Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """
@@ -167,7 +167,7 @@ class Added(nn.Module):
 def test_two_inputs_whose_sizes_must_agree():
     """The user adds two sequences of the same unknown length.
 
-    Keras' own layer's single size is right here.
+    Keras' own layer's single symbol is right here.
 
     Seen to fail on keras.layers.FlaxLayer 3.15.1: no.
     """

@@ -1,14 +1,7 @@
 """What makes many small compilations affordable."""
 
 import jax
-import keras
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Clears what Keras remembers, without the full garbage collection that this costs."""
-    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -889,6 +889,7 @@ add(
     "flax example: vae, PRNG key as an argument",
     lambda: FlaxVAE(),
     given(f32(2, 12), np.array([0, 7], "uint32")),
+    batched=False,
 )
 add("flax example: vae.generate", lambda: FlaxVAE(), floats(2, 3), method="generate")
 
@@ -1355,6 +1356,7 @@ add(
     given(3),
     method="sample",
     rngs=("sample",),
+    lacks={"fit": "there is no data to iterate over"},
 )
 
 

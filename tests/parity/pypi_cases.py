@@ -607,6 +607,7 @@ linen.add(
     _tnt,
     floats(1, 32, 32, 3),
     requires="transformer-in-transformer-flax",
+    ignores=("SelfAttention will be deprecated:DeprecationWarning",),
     slow=True,
 )
 linen.add(
