@@ -177,6 +177,10 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
         if path not in have:
             problems.append(f"`{name}` is missing (expected shape {spec.shape})")
             continue
+        if not hasattr(have[path], "shape"):
+            kind = type(have[path]).__name__
+            problems.append(f"`{name}` is {have[path]!r} of type {kind}, expected an array")
+            continue
         shape, dtype = tuple(have[path].shape), jax.numpy.dtype(have[path].dtype)
         if len(shape) != len(spec.shape) or any(
             want not in (None, got) for got, want in zip(shape, spec.shape, strict=True)

@@ -39,7 +39,7 @@ def _mlp_dropout():
     return hk.transform(forward)
 
 
-add("hk.nets.MLP+dropout", _mlp_dropout, floats(4, 8), **IS_TRAINING)
+add("hk.nets.MLP+dropout", _mlp_dropout, floats(4, 8), **IS_TRAINING, sample=True)
 add(
     "hk.nets.MLP without_apply_rng",
     lambda: hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 4])(x))),
@@ -77,7 +77,6 @@ def _resnet(cls_name, size=32, **ctor):
 
 _resnet("ResNet18")
 _resnet("ResNet18", resnet_v2=True)
-_resnet("ResNet34")
 _resnet("ResNet50")
 add(
     "hk.nets.ResNet(custom blocks)",
@@ -133,10 +132,10 @@ def _vq_ema():
     return hk.transform_with_state(forward)
 
 
-add("hk.nets.VectorQuantizerEMA", _vq_ema, floats(2, 3, 8), **IS_TRAINING)
+add("hk.nets.VectorQuantizerEMA", _vq_ema, floats(2, 3, 8), **IS_TRAINING, sample=True)
 
 # ---- layers ---------------------------------------------------------------------------
-layer("hk.Linear", lambda: hk.Linear(5), floats(2, 3))
+layer("hk.Linear", lambda: hk.Linear(5), floats(2, 3), sample=True)
 layer(
     "hk.Linear(no bias)+precision",
     lambda: hk.Linear(5, with_bias=False),
@@ -148,6 +147,7 @@ layer(
     "hk.Conv2D(strided, dilated)",
     lambda: hk.Conv2D(4, (3, 2), stride=2, padding="VALID"),
     floats(2, 8, 8, 3),
+    sample=True,
 )
 layer(
     "hk.Conv2D(NCHW, groups)",
@@ -175,7 +175,9 @@ layer(
 layer("hk.DepthwiseConv1D", lambda: hk.DepthwiseConv1D(2, 3), floats(2, 6, 3))
 layer("hk.DepthwiseConv2D", lambda: hk.DepthwiseConv2D(2, 3), floats(2, 6, 6, 3))
 layer("hk.SeparableDepthwiseConv2D", lambda: hk.SeparableDepthwiseConv2D(2, 3), floats(2, 6, 6, 3))
-layer("hk.BatchNorm", lambda: hk.BatchNorm(True, True, 0.9), floats(4, 3), **IS_TRAINING)
+layer(
+    "hk.BatchNorm", lambda: hk.BatchNorm(True, True, 0.9), floats(4, 3), **IS_TRAINING, sample=True
+)
 layer(
     "hk.BatchNorm(test_local_stats)",
     lambda: hk.BatchNorm(True, True, 0.9, data_format="channels_first"),
@@ -215,7 +217,7 @@ layer(
     batched=False,
     lacks={"gradients": "nothing is trained"},
 )
-layer("hk.Embed(ids)", lambda: hk.Embed(11, 4), given(ids(2, 5, n=11)))
+layer("hk.Embed(ids)", lambda: hk.Embed(11, 4), given(ids(2, 5, n=11)), sample=True)
 layer(
     "hk.Embed(one-hot lookup)",
     lambda: hk.Embed(11, 4, lookup_style=hk.EmbedLookupStyle.ONE_HOT),
@@ -263,7 +265,7 @@ def _mha_inputs():
     return (x, y, y), {"mask": booleans(2, 1, 5, 6)}
 
 
-add("hk.MultiHeadAttention+mask", _mha, _mha_inputs)
+add("hk.MultiHeadAttention+mask", _mha, _mha_inputs, sample=True)
 add(
     "hk.MultiHeadAttention(mask=None)",
     _mha,
@@ -281,7 +283,7 @@ def _dropout():
     return forward
 
 
-add("hk.dropout in a function", _dropout, given(f32(4, 3), rate=0.25), **IS_TRAINING)
+add("hk.dropout in a function", _dropout, given(f32(4, 3), rate=0.25), **IS_TRAINING, sample=True)
 add(
     "hk.multinomial sampling head (int output)",
     lambda: (
@@ -323,7 +325,7 @@ add(
     _unroll(lambda: hk.LSTM(4), static=True),
     given(f32(3, 2, 3), None),
 )
-add("hk.GRU dynamic_unroll", _unroll(lambda: hk.GRU(4)), floats(5, 2, 3))
+add("hk.GRU dynamic_unroll", _unroll(lambda: hk.GRU(4)), floats(5, 2, 3), sample=True)
 add(
     "hk.VanillaRNN dynamic_unroll",
     _unroll(lambda: hk.VanillaRNN(4, double_bias=False)),
@@ -404,7 +406,7 @@ def _layer_stack():
     return forward
 
 
-add("hk.layer_stack+dropout", _layer_stack, floats(2, 8), **IS_TRAINING)
+add("hk.layer_stack+dropout", _layer_stack, floats(2, 8), **IS_TRAINING, sample=True)
 
 
 def _remat():
@@ -421,7 +423,7 @@ def _remat():
     return hk.transform_with_state(forward)
 
 
-add("hk.remat+BatchNorm", _remat, floats(4, 3), **IS_TRAINING)
+add("hk.remat+BatchNorm", _remat, floats(4, 3), **IS_TRAINING, sample=True)
 add(
     "hk.vmap(split_rng=False)",
     lambda: lambda x: hk.vmap(hk.nets.MLP([4, 2]), split_rng=False)(x),
@@ -475,7 +477,7 @@ def _lift_state():
     return forward
 
 
-add("hk.lift_with_state", _lift_state, floats(4, 3), **IS_TRAINING)
+add("hk.lift_with_state", _lift_state, floats(4, 3), **IS_TRAINING, sample=True)
 
 
 def _cond():
@@ -488,7 +490,7 @@ def _cond():
     return forward
 
 
-add("hk.cond(bool scalar array)", _cond, given(f32(2, 3), np.array(True)))
+add("hk.cond(bool scalar array)", _cond, given(f32(2, 3), np.array(True)), sample=True)
 
 
 def _switch_fori():
@@ -516,7 +518,7 @@ def _counter():
     return hk.transform_with_state(forward)
 
 
-add("hk.get_state int counter", _counter, floats(2, 3))
+add("hk.get_state int counter", _counter, floats(2, 3), sample=True)
 add(
     "hk.get_parameter bare function (params {'~': ...})",
     lambda: lambda x: x @ hk.get_parameter("w", (3, 2), init=hk.initializers.TruncatedNormal(0.1)),
@@ -541,6 +543,7 @@ add(
     lambda: lambda x, is_training: _SNGenerator()(x, is_training),
     floats(4, 3),
     **IS_TRAINING,
+    sample=True,
 )
 
 
@@ -582,7 +585,7 @@ def _getter():
     return forward
 
 
-add("hk.custom_getter bf16", _getter, floats(2, 3))
+add("hk.custom_getter bf16", _getter, floats(2, 3), sample=True)
 
 
 def _with_empty_state():
@@ -617,7 +620,7 @@ def _multi():
     return model
 
 
-add("hk.multi_transform(autoencoder).encode", _multi, floats(2, 5), method="encode")
+add("hk.multi_transform(autoencoder).encode", _multi, floats(2, 5), method="encode", sample=True)
 add("hk.multi_transform(autoencoder).decode", _multi, floats(2, 3), method="decode")
 
 
@@ -643,6 +646,7 @@ add(
     floats(4, 3),
     method="train_step",
     **IS_TRAINING,
+    sample=True,
 )
 add("hk.multi_transform_with_state(dict).predict", _multi_state, floats(4, 3), method="predict")
 
@@ -715,7 +719,7 @@ def _lm():
     return hk.transform(forward)
 
 
-add("hk example: transformer LM", _lm, given(ids(2, 6, n=13)), **IS_TRAINING)
+add("hk example: transformer LM", _lm, given(ids(2, 6, n=13)), **IS_TRAINING, slow=True)
 
 
 def _lm_loss():
@@ -824,6 +828,7 @@ add(
     lambda: hk.transform(lambda ts, s: ImpalaNet().unroll(ts, s)),
     _impala_inputs,
     batched=False,
+    slow=True,
 )
 
 
@@ -850,6 +855,7 @@ add(
     _imagenet_jmp,
     given({"images": f32(2, 16, 16, 3), "labels": ids(2, n=4)}),
     **IS_TRAINING,
+    slow=True,
 )
 
 
@@ -899,6 +905,7 @@ add(
     floats(4, 3),
     train={"deterministic": False},
     eval={"deterministic": True},
+    sample=True,
 )
 add(
     "hk dropout_rate= as the flag",
@@ -921,4 +928,5 @@ add(
     train={"mode": "train"},
     eval={"mode": "eval"},
     explicit=True,
+    sample=True,
 )

@@ -33,9 +33,14 @@ CASES = Cases("linen")
 add = CASES.add
 
 # ---- layers ---------------------------------------------------------------------------
-add("nn.Dense", lambda: nn.Dense(5), floats(2, 3))
+add("nn.Dense", lambda: nn.Dense(5), floats(2, 3), sample=True)
 add("nn.Dense(bf16 compute)", lambda: nn.Dense(5, use_bias=False, dtype=jnp.bfloat16), floats(2, 3))
-add("nn.Dense(param_dtype bf16)", lambda: nn.Dense(5, param_dtype=jnp.bfloat16), floats(2, 3))
+add(
+    "nn.Dense(param_dtype bf16)",
+    lambda: nn.Dense(5, param_dtype=jnp.bfloat16),
+    floats(2, 3),
+    sample=True,
+)
 add(
     "nn.DenseGeneral",
     lambda: nn.DenseGeneral((2, 3), axis=(-2, -1), batch_dims=(0,)),
@@ -43,7 +48,7 @@ add(
     batched=False,
 )
 add("nn.Einsum", lambda: nn.Einsum((3, 4, 5), "abc,cde->abde"), floats(2, 6, 3))
-add("nn.Conv", lambda: nn.Conv(4, (3, 3), strides=2), floats(2, 8, 8, 3))
+add("nn.Conv", lambda: nn.Conv(4, (3, 3), strides=2), floats(2, 8, 8, 3), sample=True)
 add(
     "nn.Conv 1d CAUSAL",
     lambda: nn.Conv(4, (3,), padding="CAUSAL", kernel_dilation=2),
@@ -95,8 +100,15 @@ add(
     lambda: nn.BatchNorm(momentum=0.9),
     floats(4, 3),
     **by_attribute(RUNNING_AVERAGE),
+    sample=True,
 )
-add("nn.BatchNorm(call keyword)", lambda: nn.BatchNorm(), floats(4, 3), **RUNNING_AVERAGE)
+add(
+    "nn.BatchNorm(call keyword)",
+    lambda: nn.BatchNorm(),
+    floats(4, 3),
+    **RUNNING_AVERAGE,
+    sample=True,
+)
 add(
     "nn.BatchNorm(mask)",
     lambda: nn.BatchNorm(axis=-1),
@@ -115,7 +127,13 @@ add(
 )
 add("nn.RMSNorm", lambda: nn.RMSNorm(), floats(2, 4))
 add("nn.InstanceNorm", lambda: nn.InstanceNorm(), floats(2, 4, 4, 3))
-add("nn.SpectralNorm(Dense)", lambda: nn.SpectralNorm(nn.Dense(4)), floats(2, 3), **UPDATE_STATS)
+add(
+    "nn.SpectralNorm(Dense)",
+    lambda: nn.SpectralNorm(nn.Dense(4)),
+    floats(2, 3),
+    **UPDATE_STATS,
+    sample=True,
+)
 add(
     "nn.SpectralNorm(Conv)",
     lambda: nn.SpectralNorm(nn.Conv(4, (3, 3)), n_steps=2),
@@ -180,6 +198,7 @@ add(
     "nn.MultiHeadAttention self+causal mask",
     lambda: nn.MultiHeadAttention(2),
     given(f32(2, 5, 8), mask=np.tril(np.ones((2, 1, 5, 5), "float32")).astype(bool)),
+    sample=True,
 )
 add(
     "nn.SelfAttention",
@@ -250,7 +269,7 @@ def _nn_carry(h, b=2):
     return (f32(b, h), f32(b, h, seed=3))
 
 
-add("nn.LSTMCell(carry tuple)", lambda: nn.LSTMCell(4), given(_nn_carry(4), f32(2, 3)))
+add("nn.LSTMCell(carry tuple)", lambda: nn.LSTMCell(4), given(_nn_carry(4), f32(2, 3)), sample=True)
 add("nn.OptimizedLSTMCell", lambda: nn.OptimizedLSTMCell(4), given(_nn_carry(4), f32(2, 3)))
 add("nn.GRUCell", lambda: nn.GRUCell(4), given(f32(2, 4), f32(2, 3)))
 add("nn.MGUCell", lambda: nn.MGUCell(4), given(f32(2, 4), f32(2, 3)))
@@ -333,6 +352,7 @@ add(
     floats(2, 8),
     rngs=("dropout",),
     **DETERMINISTIC,
+    sample=True,
 )
 
 
@@ -345,7 +365,14 @@ class RematStack(nn.Module):
         return x
 
 
-add("nn.remat(static_argnums)", lambda: RematStack(), floats(2, 8), rngs=("dropout",), **TRAIN)
+add(
+    "nn.remat(static_argnums)",
+    lambda: RematStack(),
+    floats(2, 8),
+    rngs=("dropout",),
+    **TRAIN,
+    sample=True,
+)
 
 
 class VmapEnsemble(nn.Module):
@@ -462,6 +489,7 @@ add(
         4, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     ),
     floats(2, 3),
+    sample=True,
 )
 add(
     "nn.with_logical_partitioning MLP",
@@ -515,7 +543,7 @@ class Counter(nn.Module):
         return nn.Dense(2)(x) * 1.0, count.value
 
 
-add("int32 counter collection", lambda: Counter(), floats(2, 3))
+add("int32 counter collection", lambda: Counter(), floats(2, 3), sample=True)
 
 
 class SowAux(nn.Module):
@@ -529,7 +557,7 @@ class SowAux(nn.Module):
         return nn.Dense(2)(h)
 
 
-add("sow: losses+intermediates", lambda: SowAux(), floats(2, 3), sown=("losses",))
+add("sow: losses+intermediates", lambda: SowAux(), floats(2, 3), sown=("losses",), sample=True)
 
 
 class EMAVars(nn.Module):
@@ -549,6 +577,7 @@ add(
     lambda: EMAVars(),
     given(f32(4, 3), scale=2.0),
     **TRAINING,
+    sample=True,
 )
 
 
@@ -607,7 +636,14 @@ class KwargsFlag(nn.Module):
         return nn.Dense(2)(x)
 
 
-add("flag inside **kwargs", lambda: KwargsFlag(), floats(2, 3), rngs=("dropout",), **TRAIN)
+add(
+    "flag inside **kwargs",
+    lambda: KwargsFlag(),
+    floats(2, 3),
+    rngs=("dropout",),
+    **TRAIN,
+    sample=True,
+)
 
 
 class ModeFlag(nn.Module):
@@ -625,6 +661,7 @@ add(
     train={"mode": "train"},
     eval={"mode": "eval"},
     explicit=True,
+    sample=True,
 )
 
 
@@ -644,6 +681,7 @@ add(
     rngs=("dropout",),
     train={"deterministic": False, "use_running_average": False},
     eval={"deterministic": True, "use_running_average": True},
+    sample=True,
 )
 
 
@@ -664,6 +702,7 @@ add(
     floats(2, 3),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
+    sample=True,
 )
 add(
     "nn.merge_param by argument",
@@ -704,7 +743,13 @@ class ParentChild(nn.Module):
         )
 
 
-add("module as an attribute", lambda: ParentChild(SetupHead()), floats(2, 4, 4, 3), **TRAIN)
+add(
+    "module as an attribute",
+    lambda: ParentChild(SetupHead()),
+    floats(2, 4, 4, 3),
+    **TRAIN,
+    sample=True,
+)
 
 
 class SetupHead(nn.Module):
@@ -725,7 +770,7 @@ class FourierComplex(nn.Module):
         return y.real, y
 
 
-add("complex64 params and output", lambda: FourierComplex(), floats(2, 4, 3))
+add("complex64 params and output", lambda: FourierComplex(), floats(2, 4, 3), sample=True)
 
 
 class VectorQuantizerFlax(nn.Module):
@@ -761,6 +806,7 @@ add(
     lambda: VectorQuantizerFlax(),
     floats(2, 4, 6),
     **IS_TRAINING,
+    sample=True,
 )
 
 # ---- in the style of flax' own examples ------------------------------------------------
@@ -916,6 +962,7 @@ add(
     lambda: StreamVAE(),
     floats(2, 12),
     rngs=("latent",),
+    sample=True,
 )
 
 
@@ -962,6 +1009,7 @@ add(
     eval_attrs={"teacher_force": False},
     rngs=("lstm",),
     layer={"training_arg": "teacher_force"},
+    slow=True,
 )
 
 
@@ -1068,6 +1116,7 @@ add(
     given(ids(2, 5, n=12) + 1, ids(2, 4, n=12, seed=1) + 1),
     rngs=("dropout",),
     **_CFG,
+    slow=True,
 )
 add(
     "flax example: wmt transformer with Nones by keyword",
@@ -1080,6 +1129,7 @@ add(
     ),
     rngs=("dropout",),
     **_CFG,
+    slow=True,
 )
 add(
     "flax example: wmt transformer.encode",
@@ -1110,6 +1160,7 @@ add(
     "flax example: ppo ActorCritic (uint8)",
     lambda: ActorCritic(),
     given(ids(2, 12, 12, 4, n=255, dtype="uint8")),
+    slow=True,
 )
 
 
@@ -1173,6 +1224,7 @@ add(
     given(_graph()),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
+    slow=True,
 )
 
 
@@ -1205,6 +1257,7 @@ add(
     given(ids(2, 5, n=11), np.array([3, 5], "int32")),
     rngs=("dropout", "word_dropout"),
     **DETERMINISTIC,
+    slow=True,
 )
 
 
@@ -1263,6 +1316,7 @@ add(
     rngs=("noise",),
     train={"eval_mode": False},
     eval={"eval_mode": True},
+    sample=True,
 )
 
 
@@ -1315,6 +1369,7 @@ add(
     given(f32(2, 8, 8, 3), ids(2, n=100), f32(2, 3, 6)),
     rngs=("dropout",),
     **TRAIN,
+    slow=True,
 )
 add(
     "diffusion U-Net (Python int timestep, return_dict=False)",
@@ -1378,4 +1433,5 @@ add(
     given({"x": {"dense": f32(2, 3), "cat": ids(2, 3, n=5)}, "extras": [f32(2, 1), f32(2, 2)]}),
     rngs=("dropout",),
     **TRAIN,
+    sample=True,
 )

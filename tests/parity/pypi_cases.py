@@ -135,7 +135,9 @@ class GCN(nn.Module):
 
 
 _JRAPH = {"requires": "jraph", "batched": False}
-haiku.add("jraph.GraphNetwork (GraphsTuple in, out)", _graph_network, _graph(2, 3), **_JRAPH)
+haiku.add(
+    "jraph.GraphNetwork (GraphsTuple in, out)", _graph_network, _graph(2, 3), **_JRAPH, slow=True
+)
 haiku.add("jraph.InteractionNetwork (globals=None)", _interaction_network, _graph(), **_JRAPH)
 haiku.add("jraph.GAT (edges=None)", _graph_attention, _graph(None), **_JRAPH)
 linen.add(
@@ -145,6 +147,7 @@ linen.add(
     rngs=DROPOUT,
     **_JRAPH,
     **by_attribute(DETERMINISTIC),
+    slow=True,
 )
 linen.add("jraph.GraphConvolution", GCN, _graph(None), **_JRAPH)
 linen.add(
@@ -196,13 +199,15 @@ linen.add(
     MessagePassing,
     given(*_ATOMS, np.array([0, 0, 1, 1], "int32"), 2),
     **_E3X,
+    slow=True,
 )
-linen.add("e3x message passing (defaults None)", MessagePassing, given(*_ATOMS), **_E3X)
+linen.add("e3x message passing (defaults None)", MessagePassing, given(*_ATOMS), **_E3X, slow=True)
 linen.add(
     "e3x.nn.Tensor",
     attribute("e3x.nn.Tensor", max_degree=2),
     given(f32(3, 1, 4, 2), f32(3, 1, 4, 2, seed=1)),
     requires="e3x",
+    slow=True,
 )
 linen.add(
     "e3x.nn.SelfAttention",
@@ -215,6 +220,7 @@ linen.add(
         num_segments=3,
     ),
     **_E3X,
+    slow=True,
 )
 
 
@@ -242,7 +248,9 @@ def _irreps():
     return (e3nn.IrrepsArray("2x0e + 1o", f32(3, 5)),), {}
 
 
-haiku.add("e3nn-jax gate (IrrepsArray in, out)", _e3nn_gate, _irreps, requires="e3nn-jax")
+haiku.add(
+    "e3nn-jax gate (IrrepsArray in, out)", _e3nn_gate, _irreps, requires="e3nn-jax", slow=True
+)
 linen.add("e3nn-jax Linear (IrrepsArray in, out)", _e3nn_linear, _irreps, requires="e3nn-jax")
 
 
@@ -518,6 +526,7 @@ haiku.add(
     requires="pgx",
     train={"is_eval": False},
     eval={"is_eval": True},
+    slow=True,
 )
 
 
@@ -648,6 +657,7 @@ linen.add(
     rngs=DROPOUT,
     **_JAX_MODELS,
     **DETERMINISTIC,
+    slow=True,
 )
 linen.add(
     "jax-models MLPMixer by attribute",
@@ -670,6 +680,7 @@ linen.add(
     floats(2, 8, 8, 3),
     **_JAX_MODELS,
     **DETERMINISTIC,
+    slow=True,
 )
 linen.add(
     "jax-models CaiT",
@@ -800,12 +811,14 @@ linen.add(
     _state_space("lru", True),
     given(ids(2, 8, n=11)),
     **_STATE_SPACE,
+    slow=True,
 )
 linen.add(
     "long-range-models S5 (complex inside)",
     _state_space("s5", False),
     floats(2, 8, 3),
     **_STATE_SPACE,
+    slow=True,
 )
 linen.add(
     "jaxformers Transformer (attribute training)",
@@ -846,6 +859,7 @@ linen.add(
     rngs=DROPOUT,
     requires="nano-moe-jax",
     **DETERMINISTIC,
+    slow=True,
 )
 
 
@@ -930,6 +944,7 @@ for _name, _kwargs in (("", {}), (", carry given", {"carry": f32(2, 2, 8), "mask
         rngs=DROPOUT,
         requires="flax-gated-linear-rnn",
         batched=not _kwargs,
+        slow=True,
         **TRAINING,
     )
 
