@@ -165,7 +165,13 @@ class JaxLayer(PureLayer):
         self.init_fn = init_fn
         self._native_serialization_platforms = native_serialization_platforms
         module = purify(call_fn, init_fn if owns and not given else None)
-        super().__init__(lambda method: module, params=params, state=state, seed=seed, **kwargs)
+
+        def only(method: str | None) -> PureModule:
+            if method is not None:
+                raise SignatureError(f"A JaxLayer has no methods to choose, got {method!r}.")
+            return module
+
+        super().__init__(only, params=params, state=state, seed=seed, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Config with both functions, by reference; they must be known to Keras to load."""

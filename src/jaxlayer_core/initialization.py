@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlayer_core import backends, paths, specs
 from jaxlayer_core.calls import CallForm
@@ -186,7 +185,7 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
             want not in (None, got) for got, want in zip(shape, spec.shape, strict=True)
         ):
             problems.append(f"`{name}` has shape {shape}, expected {spec.shape}")
-        elif _kind(dtype) != _kind(spec.dtype):
+        elif specs.kind(dtype) != max(specs.kind(spec.dtype), 0):
             problems.append(f"`{name}` has dtype {dtype}, expected {jax.numpy.dtype(spec.dtype)}")
     if problems:
         shown = "\n  ".join(problems[:20])
@@ -196,15 +195,6 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
             "Give variables of the same model and configuration, or leave them out to have "
             "them initialised."
         )
-
-
-def _kind(dtype: Any) -> str:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return "key"
-    for kind in (np.bool_, np.integer, np.floating, np.complexfloating):
-        if jax.numpy.issubdtype(dtype, kind):
-            return kind.__name__
-    return str(dtype)
 
 
 def _fill(owner: str, tree: PyTree, values: _Values, form: CallForm) -> PyTree:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,6 +63,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 f"non_array_outputs must be 'error' or 'drop', got {non_array_outputs!r}."
             )
         self._seed = seed
+        self._autocast = autocast
         self._unpack_inputs = unpack_inputs
         self._non_array_outputs = non_array_outputs
         self._copy_variables = copy_variables
@@ -155,10 +158,11 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer for the call in `get_build_config()`."""
-        if "call" in config:
-            self._next_form = CallForm.from_config(config["call"])
-        self.build(config.get("input_shape"))
-        self._next_form = None
+        if "call" not in config:
+            self.build(config.get("input_shape"))
+            return
+        with self._building_for(CallForm.from_config(config["call"])):
+            self.build(None)
 
     # Calling.
 
@@ -175,10 +179,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         """
         structure = kwargs.get("structure")
         if isinstance(structure, CallStructure):  # replayed by a Keras graph
-            self._next_form = None if self.built else CallForm.of(structure, args[0])
-            return self._call_keras(*args, **kwargs)
+            with self._building_for(CallForm.of(structure, args[0])):
+                return super().__call__(*args, **kwargs)
         training = kwargs.pop("training", None)
-        if len(args) == 1 and not kwargs and is_array(args[0]):
+        if len(args) == 1 and not kwargs and is_array(args[0]) and not self._is_special():
             ready = self._eager_calls.find(args[0], training, self.trainable)
             if ready is not None:
                 return ready(args[0])
@@ -187,11 +191,12 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if training is None:
             signature = self._methods[method].signature
             training = signature.stated_mode(*form.structure.restore(form.values))
-        self._next_form = None if self.built else form
-        if method is None and self._is_plain(args, kwargs, form, training):
-            return self._call_keras(args[0], training=training)
-        packed = self._call_keras(list(form.values), structure=form.structure, training=training)
-        return _adopted(packed.unpack())
+        with self._building_for(form):
+            if method is None and self._is_plain(args, kwargs, form, training):
+                return super().__call__(args[0], training=training)
+            arrays, structure = list(form.values), form.structure
+            packed = super().__call__(arrays, structure=structure, training=training)
+            return _adopted(packed.unpack())
 
     def _is_plain(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], form: CallForm, training: bool | None
@@ -216,9 +221,12 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         takes = self._methods[None].signature.takes("method")
         return None if takes else kwargs.pop("method", None)
 
-    def _call_keras(self, *args: Any, **kwargs: Any) -> Any:
+    @contextlib.contextmanager
+    def _building_for(self, form: CallForm) -> Iterator[None]:
+        """Lets `build` know the call in progress, of which Keras tells it one shape only."""
+        self._next_form = None if self.built else form
         try:
-            return super().__call__(*args, **kwargs)
+            yield
         finally:
             self._next_form = None
 
@@ -299,7 +307,11 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     def _is_special(self) -> bool:
         """Whether Keras adds something to each call of this layer."""
         return bool(
-            self._has_policy or self._unpack_inputs or self.activity_regularizer or self._remat_mode
+            self._has_policy
+            or self._unpack_inputs
+            or self.activity_regularizer
+            or self._remat_mode
+            or type(self).call is not PureLayer.call
         )
 
     def _assign(self, variable: keras.Variable, value: jax.Array) -> None:
@@ -335,11 +347,14 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self.build(input_shape)
         dtypes = [spec.dtype for spec in self._built_form.specs] if self._built_form else []
         form = calls.form_of_shape(input_shape, dtypes, self._unpack_inputs, self.compute_dtype)
+        if self._built_form and len(form.specs) == len(self._built_form.specs):
+            form = dataclasses.replace(form, structure=self._built_form.structure)
         return self._output_specs(form, None).map(lambda spec: spec.shape).unpack()
 
     def _output_specs(self, form: CallForm, training: bool | None) -> Packed:
         owner = self._methods[form.structure.method].signature.owner
         with calls.explained(self.name, owner, "infer the output of", form):
+            self._methods.settle_call(form, self._params, self._state)
             mode, _ = self._mode(form.structure.method, training)
             return self._runner.output_specs(form, mode)
 
@@ -366,6 +381,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         return {
             **config,
             "seed": self._seed,
+            "autocast": self._autocast,
             "unpack_inputs": self._unpack_inputs,
             "non_array_outputs": self._non_array_outputs,
         }

@@ -31,7 +31,6 @@ class Methods:
     def __init__(self, make: Callable[[str | None], PureModule]) -> None:
         self._make = make
         self._made: dict[str | None, PureModule] = {}
-        self._searched: set[str | None] = set()
 
     def __getitem__(self, method: str | None) -> PureModule:
         if method not in self._made:
@@ -55,8 +54,7 @@ class Methods:
         """The method of a call of a model whose variables exist, its flags found."""
         method = form.structure.method
         module = self[method]
-        if module.signature.hides_flags and method not in self._searched:
-            self._searched.add(method)
+        if module.signature.hides_flags:
             program = _call_program(module, form, params, state)
             module = _with_signature(module, module.signature.discover(program))
             self._made[method] = module

@@ -112,7 +112,10 @@ def as_layer(module: Any, **options: Any) -> PureLayer:
         >>> as_layer(nn.Dense(2))(jnp.ones((4, 3))).shape
         (4, 2)
     """
-    adapter = registry.resolve(module, options.pop("adapter", None))
+    given = options.pop("adapter", None)
+    adapter = registry.resolve(module, given)
+    if given is not None:
+        return ModuleLayer(module, adapter=given, **options)
     for cls in ModuleLayer.__subclasses__():
         if cls.adapter_class is type(adapter):
             return cls(module, **options)

@@ -46,21 +46,26 @@ class Runner:
     def program(self, structure: CallStructure, training: bool, writes: Writes) -> Any:
         """The compiled program of a call."""
         key = structure, training, writes
-        if key not in self._programs:
-            module = self._methods[structure.method]
-            function = self._function(module, structure, training, writes)
-            self._programs[key] = backends.current().Program(function)
-        return self._programs[key]
+        if structure.is_cacheable and key in self._programs:
+            return self._programs[key]
+        module = self._methods[structure.method]
+        function = self._function(module, structure, training, writes)
+        program = backends.current().Program(function)
+        if structure.is_cacheable:
+            self._programs[key] = program
+        return program
 
     def output_specs(self, form: CallForm, training: bool) -> Packed:
         """Specs of a call's outputs, with unknown dimensions as None."""
+        if not form.structure.is_cacheable:
+            return self._infer(form, training)
         known = form.structure, form.specs, training, tuple(v.dtype for v in self._params.variables)
         if known not in self._outputs:
             self._outputs[known] = self._infer(form, training)
         return self._outputs[known]
 
     def _infer(self, form: CallForm, training: bool) -> Packed:
-        module = self._methods.settle_call(form, self._params, self._state)
+        module = self._methods[form.structure.method]
         function = self._function(module, form.structure, training, "none")
         params, state = self._params.specs(), self._state.specs()
         first, last = len(params), len(params) + len(state)

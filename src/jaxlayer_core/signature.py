@@ -147,13 +147,18 @@ class CallSignature:
                 text, or None if the model does not take them.
 
         Returns:
-            A signature with every flag of the table whose value changes the program.
+            A signature with every flag of the table whose value changes the program; this one
+            if the model cannot be traced at all, for then nothing is known.
         """
         found = {}
+        traced = program({}) is not None
         for name, in_training in FLAGS.items():
             on = program({name: True})
+            traced = traced or on is not None
             if on is not None and on != program({name: False}):
                 found[name] = in_training
+        if not traced:
+            return self
         return dataclasses.replace(self, flags=found, settled=True)
 
     def without(self, names: Iterable[str]) -> CallSignature:
@@ -206,9 +211,14 @@ class CallSignature:
         for parameter in slots:
             if not values:
                 break
-            skips = parameter.name in self.flags and not isinstance(values[0], bool)
-            if not skips and parameter.name not in kwargs:
-                given[parameter.name] = values.pop(0)
+            if parameter.name in self.flags and not isinstance(values[0], bool):
+                continue
+            if parameter.name in kwargs:
+                raise SignatureError(
+                    f"{self.owner} got two values for its argument `{parameter.name}`, one by "
+                    "position and one by keyword."
+                )
+            given[parameter.name] = values.pop(0)
         if values and not any(p.kind is p.VAR_POSITIONAL for p in self.parameters):
             data = [p.name for p in slots if p.name not in self.flags]
             raise SignatureError(
@@ -258,7 +268,7 @@ class CallSignature:
                     f"(or training_arg='not {p.name}' if it is True in inference)."
                 )
             elif p.kind in _POSITIONAL:
-                if rest:
+                if rest or p.kind is p.POSITIONAL_ONLY:
                     args.append(p.default)
                 else:
                     contiguous = False

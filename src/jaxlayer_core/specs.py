@@ -125,22 +125,24 @@ def infer(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Any:
     """
     if not any(_unknown(specs)):
         return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, 0)))
-    model_is_fine = False
+    size: int | None = None
     for fill in _fills(specs):
         try:
             return jax.tree.map(_to_spec, _evaluate(fn, specs, fill))
         except Exception:
             # The next rung assumes more. If no concrete size works either, it is not the
             # ladder that fails but the model, and `_accepted_size` raises its own error.
-            model_is_fine = model_is_fine or _accepted_size(fn, specs) > 0
+            size = size or _accepted_size(fn, specs)
     for sizes in _PROBES:
         try:
             one, other = (_evaluate(fn, specs, _constant(specs, size)) for size in sizes)
-            return jax.tree.map(_merge, one, other)
+            merged = jax.tree.map(_merge, one, other)
         except Exception:
             continue  # the next pair
+        if not any(0 in leaf.shape for leaf in jax.tree.leaves(one)):  # too small to tell
+            return merged
     # A single size works; nothing can be said about how the result grows with it.
-    size = _accepted_size(fn, specs)
+    assert size is not None
     return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, size)))
 
 
@@ -158,24 +160,28 @@ def _accepted_size(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -
     raise first
 
 
+_KINDS = (np.bool_, np.integer, np.floating, np.complexfloating)
+
+
+def kind(dtype: Any) -> int:
+    """The kind of a dtype, ordered so that a lower one fits into a higher one without loss.
+
+    Returns:
+        0 to 3 for booleans, integers, floating and complex numbers; -1 for PRNG keys.
+    """
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return -1
+    return next(i for i, k in enumerate(_KINDS) if jax.numpy.issubdtype(dtype, k))
+
+
 def placeholder(spec: ArraySpec, size: int = 1) -> Any:
-    """An array of ones (zeros where there is no one, as for keys) to initialise with.
+    """An array of ones to initialise with.
 
     Args:
         spec: what is known of the array.
         size: the size of its unknown dimensions.
-
-    Returns:
-        A NumPy array, or a typed key array.
     """
-    shape = tuple(size if d is None else d for d in spec.shape)
-    if jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key):
-        return (
-            jax.random.key(0, impl=spec.dtype).reshape(())
-            if not shape
-            else jax.random.split(jax.random.key(0), shape)
-        )
-    return np.ones(shape, spec.dtype)
+    return np.ones(tuple(size if d is None else d for d in spec.shape), spec.dtype)
 
 
 def program_text(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> str | None:

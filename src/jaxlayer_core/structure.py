@@ -28,11 +28,18 @@ class Static:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    @property
+    def is_hashable(self) -> bool:
+        """Whether equal values can be told; one that cannot may change between two calls."""
+        try:
+            hash(self.value)
+        except TypeError:
+            return False
+        return True
+
     def _key(self) -> Any:
         value = self.value
-        try:
-            hash(value)
-        except TypeError:
+        if not self.is_hashable:
             return type(value), id(value)
         return type(value), repr(value) if isinstance(value, float | complex) else value
 
@@ -133,6 +140,11 @@ class CallStructure:
     def is_arrays_only(self) -> bool:
         """Whether all leaves are arrays that Keras can carry."""
         return all(leaf is None for leaf in self.leaves)
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether equal structures mean equal calls, so that a program can be kept."""
+        return all(leaf.is_hashable for leaf in self.leaves if isinstance(leaf, Static))
 
     @property
     def is_single(self) -> bool:

@@ -21,7 +21,7 @@ from jaxlayer_core import paths, rng
 from jaxlayer_core.errors import StructureError
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, PyTree
-from jaxlayer_core.specs import ArraySpec
+from jaxlayer_core.specs import ArraySpec, kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,7 @@ class VariableTree:
             if slot.variable is None:
                 _check_static(owner, slot, leaf)
                 continue
+            _check_kind(owner, slot, leaf)
             value = jax.random.key_data(leaf) if rng.is_key(leaf) else leaf
             shape = tuple(np.shape(value))
             if shape != tuple(slot.variable.shape):
@@ -224,6 +225,21 @@ def _structure_error(owner: str, initial: PyTree, returned: PyTree) -> Structure
         f"initial state; {'; '.join(parts)}. Return the state with the structure that "
         "`init_fn` (or the `state` argument) gave it."
     )
+
+
+def _check_kind(owner: str, slot: _Slot, leaf: Any) -> None:
+    """Refuses values that the variable could only hold with loss."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:  # a Python number
+        return
+    expected = -1 if slot.key_impl is not None else kind(slot.variable.dtype)
+    got = kind(dtype)
+    if (got < 0) != (expected < 0) or got > expected:
+        raise StructureError(
+            f"Structure mismatch: {owner} returned state whose leaf `{paths.show(slot.path)}` has "
+            f"dtype {dtype}, but it was initialised as "
+            f"{'a PRNG key' if expected < 0 else slot.variable.dtype}. State must keep its dtype."
+        )
 
 
 def _check_static(owner: str, slot: _Slot, leaf: Any) -> None:

@@ -19,10 +19,11 @@ def named(*trees: tuple[Path, VariableTree]) -> dict[str, keras.Variable]:
         *trees: each with the scope that its paths begin with.
 
     Returns:
-        Name to variable, such as `params.Dense_0.kernel`; `/` would nest in an HDF5 file.
+        Name to variable, such as `params.Dense_0.kernel`; `/` would nest in an HDF5 file. A dot
+        inside a name is escaped, so that names stay distinct.
     """
     return {
-        ".".join((*scope, *path)): variable
+        ".".join(part.replace("%", "%25").replace(".", "%2E") for part in (*scope, *path)): variable
         for scope, tree in trees
         for path, variable in zip(tree.paths, tree.variables, strict=True)
     }

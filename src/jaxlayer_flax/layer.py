@@ -32,8 +32,8 @@ class FlaxLayer(ModuleLayer):
             boxed (`nn.Partitioned`) leaves are fine. Collections that are missing are
             initialised.
         training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
-        rngs: streams to supply besides those that the module demands with `make_rng`: those
-            that it only looks for with `has_rng`.
+        rngs: streams to supply in training besides those that the module demands with
+            `make_rng`: those that it only looks for with `has_rng`.
         seed: integer seed; makes the initial weights and all draws reproducible.
         native_serialization_platforms: accepted for compatibility with Keras; it concerns
             the TensorFlow backend.

@@ -34,8 +34,8 @@ class LinenAdapter(Adapter):
     """Adapts instances of `flax.linen.Module`.
 
     Args:
-        rngs: streams to supply besides those that a module demands: `make_rng` demands,
-            `has_rng` only looks.
+        rngs: streams to supply in training besides those that a module demands: `make_rng`
+            demands, `has_rng` only looks.
 
     Example:
         >>> LinenAdapter().accepts(nn.Dense(3))
@@ -84,14 +84,14 @@ def clean(variables: Any) -> dict[str, Any]:
 class LinenModel:
     """One method of one module.
 
-    It remembers what tracing has shown: the rng streams that each mode asks for, and
-    whether the flags of the modules inside have to be set from outside.
+    It remembers what tracing has shown of the module: whether the flags of the modules inside
+    have to be set from outside, and which collections grow in every call.
 
     Args:
         module: the module.
         method: name, bound method or function of the module; None for `__call__`.
         training_arg: names of train flags, or None.
-        rngs: streams to supply in any case.
+        rngs: streams to supply in training in any case.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class LinenModel:
         self._module = module
         self._name = f"the Flax module {type(module).__name__}"
         self._method = self._find_method(method)
-        self._streams: dict[bool, list[str]] = {True: list(rngs), False: list(rngs)}
+        self._rngs = tuple(rngs)
+        self._grown: set[str] = set()
         self._fill_children = False
         self._signature, self._attributes = self._find_flags(training_arg)
 
@@ -162,29 +163,41 @@ class LinenModel:
             attributes = {k: v for k, v in attributes.items() if k in twice}
         return signature, attributes
 
-    def _in_mode(self, training: bool) -> nn.Module:
+    def _in_mode(self, training: bool, run: Callable[[nn.Module], Any]) -> Any:
+        """Runs the module in a mode; sets the flags inside it only if it fails without."""
         module = modes.with_mode(self._module, self._attributes, training)
-        return modes.with_children_mode(module, training) if self._fill_children else module
+        filled = functools.partial(modes.with_children_mode, module, training)
+        if self._fill_children:
+            return run(filled())
+        try:
+            return run(module)
+        except Exception as error:
+            if not modes.unset_flags(self._module):
+                raise
+            try:
+                result = run(filled())
+            except Exception:
+                raise error from None
+            self._fill_children = True
+            return result
 
     def _init(self, rng: jax.Array, arguments: Arguments) -> Variables:
-        try:
-            variables = self._init_variables(rng, arguments)
-        except Exception:
-            if self._fill_children or not modes.unset_flags(self._module):
-                raise
-            self._fill_children = True
-            variables = self._init_variables(rng, arguments)
-        variables = clean(variables)
+        variables = clean(
+            self._in_mode(
+                True,
+                lambda module: module.init(
+                    rng, *arguments.args, method=self._method, **arguments.kwargs
+                ),
+            )
+        )
         params = {k: v for k, v in variables.items() if roles.role(k) is Role.PARAMS}
         state = {k: variables[k] for k in roles.keep(variables)}
-        grown = self._grown(params, state, rng, arguments)
-        return Variables(params, {k: v for k, v in state.items() if k not in grown})
+        self._grown |= self._find_grown(params, state, rng, arguments)
+        return Variables(params, {k: v for k, v in state.items() if k not in self._grown})
 
-    def _init_variables(self, rng: jax.Array, arguments: Arguments) -> Any:
-        module = self._in_mode(training=True)
-        return module.init(rng, *arguments.args, method=self._method, **arguments.kwargs)
-
-    def _grown(self, params: Any, state: Any, rng: jax.Array, arguments: Arguments) -> set[str]:
+    def _find_grown(
+        self, params: Any, state: Any, rng: jax.Array, arguments: Arguments
+    ) -> set[str]:
         """Collections that `sow` adds to in every call, which cannot be kept as they are."""
         if not any(isinstance(v, tuple) for c in state.values() for v in _entries(c)):
             return set()
@@ -200,10 +213,12 @@ class LinenModel:
     def _call(
         self, params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
     ) -> Outcome:
-        variables = {**(params or {}), **(state or {})}
+        # What `sow` adds to in every call starts anew in every call.
+        kept = {k: v for k, v in (state or {}).items() if k not in self._grown}
+        variables = {**(params or {}), **kept}
         outputs, mutated = self._apply_in_mode(variables, rng, arguments, training)
         mutated = flax.core.unfreeze(nn.meta.unbox(mutated))
-        new_state = {k: mutated.get(k, v) for k, v in state.items()} if state else state
+        new_state = state and {k: mutated.get(k, v) if k in kept else v for k, v in state.items()}
         losses = {
             f"{collection}/{'/'.join(path)}": jax.numpy.sum(
                 jax.numpy.stack(list(map(jax.numpy.sum, jax.tree.leaves(value))))
@@ -233,24 +248,26 @@ class LinenModel:
         self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool, mutable: Any
     ) -> tuple[Any, Any]:
         """Applies the module, giving it just the rng streams that it asks for."""
-        module = self._in_mode(training)
-        streams = self._streams[training]
-        while True:
-            rngs = {name: stream_key(rng, name) for name in streams}
-            try:
-                return module.apply(
-                    variables,
-                    *arguments.args,
-                    rngs=rngs,
-                    method=self._method,
-                    mutable=mutable,
-                    **arguments.kwargs,
-                )
-            except flax.errors.InvalidRngError as error:
-                asked = re.search(r'needs PRNG for "(.*?)"', str(error))
-                if asked is None or asked[1] in streams:
-                    raise
-                streams.append(asked[1])
+
+        def run(module: nn.Module) -> Any:
+            streams = list(self._rngs) if training else []
+            while True:
+                try:
+                    return module.apply(
+                        variables,
+                        *arguments.args,
+                        rngs={name: stream_key(rng, name) for name in streams},
+                        method=self._method,
+                        mutable=mutable,
+                        **arguments.kwargs,
+                    )
+                except flax.errors.InvalidRngError as error:
+                    asked = re.search(r'needs PRNG for "(.*?)"', str(error))
+                    if asked is None or asked[1] in streams:
+                        raise
+                    streams.append(asked[1])
+
+        return self._in_mode(training, run)
 
 
 @functools.cache

@@ -57,20 +57,39 @@ def with_mode(module: nn.Module, flags: Mapping[str, bool], training: bool) -> n
 
 
 def with_children_mode(module: nn.Module, training: bool) -> nn.Module:
-    """A clone in which the unset flags of the modules inside are set for a mode."""
+    """A clone in which the unset flags of the modules inside are set for a mode.
+
+    A module that is shared stays shared, and one in which nothing changes stays itself:
+    linen recognises shared weights by identity.
+    """
+    done: dict[int, Any] = {}
 
     def fill(value: Any) -> Any:
+        if id(value) not in done:
+            done[id(value)] = _filled(value)
+        return done[id(value)]
+
+    def _filled(value: Any) -> Any:
         if isinstance(value, nn.Module):
-            own = {name: training is FLAGS[name] for name in _unset(value)}
-            return with_children_mode(value.clone(**own) if own else value, training)
-        if isinstance(value, tuple | list) and type(value) in (tuple, list):
-            return type(value)(map(fill, value))
-        if isinstance(value, dict):
-            return {key: fill(item) for key, item in value.items()}
+            changes = {name: fill(inner) for name, inner in _fields(value).items()}
+            changes |= {name: training is FLAGS[name] for name in _unset(value)}
+            return _changed(value, changes)
+        if type(value) in (tuple, list):
+            filled = type(value)(map(fill, value))
+            same = all(a is b for a, b in zip(filled, value, strict=True))
+            return value if same else filled
+        if type(value) is dict:
+            filled = {key: fill(item) for key, item in value.items()}
+            return value if all(filled[key] is value[key] for key in value) else filled
         return value
 
-    changes = {name: fill(value) for name, value in _fields(module).items()}
-    return module.clone(**changes)
+    return _changed(module, {name: fill(value) for name, value in _fields(module).items()})
+
+
+def _changed(module: nn.Module, fields: Mapping[str, Any]) -> nn.Module:
+    """A clone with the fields that differ, or the module itself."""
+    changes = {k: v for k, v in fields.items() if v is not getattr(module, k)}
+    return module.clone(**changes) if changes else module
 
 
 def _fields(module: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +37,9 @@ class HaikuAdapter(Adapter):
         """Makes the canonical form; a function that is not transformed yet is."""
         model = transforms.to_stateful(obj, method)
         signature = CallSignature.read(model.name, model.parameters, training_arg)
+        init_signature = None
+        if model.init_parameters is not None:
+            init_signature = CallSignature.read(model.name, model.init_parameters, training_arg)
 
         def init(rng: jax.Array, arguments: Arguments) -> Variables:
             params, state = model.init(rng, *arguments.args, **arguments.kwargs)
@@ -56,5 +58,5 @@ class HaikuAdapter(Adapter):
             call,
             signature,
             has_modes=bool(signature.flags),
-            init_signature=dataclasses.replace(signature) if model.shares_init else None,
+            init_signature=init_signature,
         )

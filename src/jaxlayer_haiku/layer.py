@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import haiku as hk
 import keras
 
 from jaxlayer_core import AdapterError, ModuleLayer, SignatureError
@@ -98,9 +99,14 @@ class HaikuLayer(ModuleLayer):
             module,
             adapter=HaikuAdapter,
             method=method,
-            params=params,
-            state=state,
+            params=_plain(params),
+            state=_plain(state),
             seed=seed,
             training_arg=training_arg,
             **kwargs,
         )
+
+
+def _plain(tree: Any) -> Any:
+    """Dicts, where older versions of Haiku gave mappings of their own."""
+    return hk.data_structures.to_mutable_dict(tree) if isinstance(tree, Mapping) else tree

@@ -24,14 +24,14 @@ class Stateful(NamedTuple):
         apply: `(params, state, rng, *args, **kwargs) -> (outputs, state)`.
         parameters: the model's own parameters.
         name: for errors.
-        shares_init: whether init belongs to several methods and has arguments of its own.
+        init_parameters: those of init, where it has its own.
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
     parameters: tuple[inspect.Parameter, ...]
     name: str
-    shares_init: bool = False
+    init_parameters: tuple[inspect.Parameter, ...] | None = None
 
 
 TRANSFORMED = (hk.Transformed, hk.TransformedWithState)
@@ -60,11 +60,15 @@ def to_stateful(obj: Any, method: Any) -> Stateful:
     if isinstance(obj, TRANSFORMED):
         _refuse_method(obj, method)
         stateful = isinstance(obj, hk.TransformedWithState)
+        takes_rng = _takes_rng(obj.init, obj.apply, stateful)
+        init_own = tuple(inspect.signature(obj.init).parameters.values())[1:]
+        own = tuple(inspect.signature(obj.apply).parameters.values())[1 + stateful + takes_rng :]
         return Stateful(
             _init_with_state(obj.init, stateful),
-            _apply_with_all(obj.apply, stateful, _takes_rng(obj.init, obj.apply, stateful)),
-            tuple(inspect.signature(obj.init).parameters.values())[1:],
+            _apply_with_all(obj.apply, stateful, takes_rng),
+            own,
             _name(obj),
+            init_parameters=None if init_own == own else init_own,
         )
     function = _from_class(obj, method) if is_module_class(obj) else obj
     if function is obj:
@@ -135,19 +139,21 @@ def _from_multi(multi: Any, method: Any) -> Stateful:
         undecided if apply is undecided else _apply_with_all(apply, stateful, takes_rng),
         anything,
         f"the method {method!r} of a multi-transform",
-        shares_init=True,
+        init_parameters=anything,
     )
 
 
 def _takes_rng(init: Callable[..., Any], apply: Callable[..., Any], stateful: bool) -> bool:
     """Whether `apply` has an rng argument, which `hk.without_apply_rng` removes.
 
-    `init` takes the rng and the model's own arguments, `apply` params, perhaps state, and
-    perhaps rng before them; so their number tells, whatever the model's own are called.
+    Its name tells, unless the model's own first argument has the same name: then the number
+    of arguments does, because `init` takes the rng and the model's own.
     """
+    names = list(inspect.signature(apply).parameters)
+    if names[1 + stateful :][:1] != ["rng"]:
+        return False
     own = len(inspect.signature(init).parameters) - 1
-    before = len(inspect.signature(apply).parameters) - own
-    return before == (3 if stateful else 2)
+    return len(names) - own != 1 + stateful
 
 
 def _init_with_state(init: Callable[..., Any], stateful: bool) -> Callable[..., Any]:

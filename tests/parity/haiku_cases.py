@@ -102,6 +102,7 @@ add(
     ),
     floats(2, 16, 16, 3),
     **IS_TRAINING,
+    slow=True,
 )
 add(
     "hk.nets.MobileNetV1 full",
@@ -741,6 +742,7 @@ add(
     _lm_loss,
     given({"obs": ids(2, 6, n=13), "target": ids(2, 6, n=13, seed=1)}),
     **IS_TRAINING,
+    slow=True,
 )
 
 

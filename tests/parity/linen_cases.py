@@ -887,12 +887,19 @@ class FlaxResNet(nn.Module):
         return jnp.asarray(nn.Dense(self.num_classes, dtype=self.dtype)(x), self.dtype)
 
 
-add("flax example: imagenet ResNet", lambda: FlaxResNet((1, 1), 5), floats(2, 16, 16, 3), **TRAIN)
+add(
+    "flax example: imagenet ResNet",
+    lambda: FlaxResNet((1, 1), 5),
+    floats(2, 16, 16, 3),
+    **TRAIN,
+    slow=True,
+)
 add(
     "flax example: imagenet ResNet bf16",
     lambda: FlaxResNet((1, 1), 5, dtype=jnp.bfloat16),
     floats(2, 16, 16, 3),
     **TRAIN,
+    slow=True,
 )
 
 

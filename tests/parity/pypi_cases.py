@@ -138,7 +138,9 @@ _JRAPH = {"requires": "jraph", "batched": False}
 haiku.add(
     "jraph.GraphNetwork (GraphsTuple in, out)", _graph_network, _graph(2, 3), **_JRAPH, slow=True
 )
-haiku.add("jraph.InteractionNetwork (globals=None)", _interaction_network, _graph(), **_JRAPH)
+haiku.add(
+    "jraph.InteractionNetwork (globals=None)", _interaction_network, _graph(), **_JRAPH, slow=True
+)
 haiku.add("jraph.GAT (edges=None)", _graph_attention, _graph(None), **_JRAPH)
 linen.add(
     "jraph.GraphNetwork (attribute flag)",
@@ -372,7 +374,12 @@ class GaussianPolicy(nn.Module):
 
 
 haiku.add(
-    "distrax MaskedCoupling flow", _coupling_flow, floats(3, 4), requires="distrax", ignores=TFP
+    "distrax MaskedCoupling flow",
+    _coupling_flow,
+    floats(3, 4),
+    requires="distrax",
+    ignores=TFP,
+    slow=True,
 )
 linen.add(
     "distrax policy (Distribution out)",
@@ -380,6 +387,7 @@ linen.add(
     floats(3, 4),
     requires="distrax",
     ignores=TFP,
+    slow=True,
 )
 
 

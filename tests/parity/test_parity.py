@@ -7,6 +7,7 @@ Exact wherever both sides are one compiled program, because then they are the sa
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,23 +25,22 @@ from .cases import Case, split
 from .native import Native, loss_of
 
 CASES = [*haiku_cases.CASES, *linen_cases.CASES, *pypi_cases.CASES]
+TRAINED = {"gradients", "fit"}
 SEED = 7
 STEPS = 5
 LEARNING_RATE = 1e-3
 STEP_TOLERANCE = {"float32": {"rtol": 1e-6, "atol": 1e-12}}
-"""By dtype, for weights after `fit`; every other dtype is exact.
+"""By dtype, for weights and state after `fit`; every other dtype is exact.
 
 Keras' step also holds the update, so XLA may contract `w - rate * gradient` to one rounding
 where the native step has two."""
 
-TRAINED = {"gradients", "fit"}
-
 
 def pytest_generate_tests(metafunc):
     """One test per case and property; those of a case run together, in one process."""
-    prop = metafunc.function.__name__.removeprefix("test_")
     if "subject" not in metafunc.fixturenames:
         return
+    prop = metafunc.function.__name__.removeprefix("test_")
     params = []
     for case in CASES:
         marks = [pytest.mark.xdist_group(case.name)]
@@ -51,6 +51,15 @@ def pytest_generate_tests(metafunc):
             marks.append(pytest.mark.skip(reason=f"{case.name}: {case.lacks[prop]}"))
         params.append(pytest.param(case, id=case.name, marks=marks))
     metafunc.parametrize("subject", params, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def subject(request):
+    """A case, shared by all its properties."""
+    case = request.param
+    if missing := case.missing():
+        pytest.skip(f"{case.name} needs: {missing}")
+    return Subject(case)
 
 
 class Subject:
@@ -69,126 +78,145 @@ class Subject:
         return Native(self.case, self.model)
 
     @functools.cached_property
-    def layer(self) -> Any:
-        """The layer, built by a first call on data, as some initial values depend on it."""
+    def _built(self) -> tuple[Any, list[np.ndarray]]:
+        """The layer, built by a call on data, as some initial values depend on it."""
         cls = HaikuLayer if self.case.framework == "haiku" else FlaxLayer
         method = {"method": self.case.method} if self.case.method else {}
         layer = cls(self.model, seed=SEED, **method, **self.case.layer)
         self.call(layer, self.arrays, training=False)
-        self._initial = [np.asarray(v.value) for v in layer.variables]
+        return layer, [np.asarray(v.value) for v in layer.variables]
+
+    def fresh(self) -> Any:
+        """The layer as it was when it was built, whatever other properties did to it."""
+        layer, initial = self._built
+        for variable, value in zip(layer.variables, initial, strict=True):
+            variable.assign(value)
         return layer
 
-    def call(self, layer: Any, arrays: Any, training: bool) -> Any:
+    def arguments(self, arrays: Any, training: bool) -> tuple[tuple, dict]:
+        """What the layer is called with."""
         args, kwargs = self.restore(arrays)
         flags = self.case.flags(training) if self.case.explicit else {}
-        return layer(*args, **kwargs, **flags, training=training)
+        return args, {**kwargs, **flags, "training": training}
 
-    def symbols(self) -> list[keras.KerasTensor]:
-        """Stand-ins for the arrays, of unknown batch size where the case allows that."""
-        batched = self.case.batched
-        shapes = [(None, *a.shape[1:]) if a.ndim and batched else a.shape for a in self.arrays]
-        dtypes = [str(a.dtype) for a in self.arrays]
-        return list(map(keras.KerasTensor, shapes, dtypes))
-
-    def reset(self) -> None:
-        """Undoes what a property did to the layer."""
-        for variable, value in zip(self.layer.variables, self._initial, strict=True):
-            variable.assign(value)
-
-    @property
-    def variables(self) -> tuple[Any, Any]:
-        """Params and state as the framework has them, copied, since `fit` gives its own away."""
-        copy = functools.partial(
-            jax.tree.map,
-            lambda leaf: jnp.array(leaf.value) if isinstance(leaf, keras.Variable) else leaf,
-            is_leaf=lambda leaf: isinstance(leaf, keras.Variable),
-        )
-        return copy(self.layer.params) or {}, copy(self.layer.state) or {}
-
-    @property
-    def seed(self) -> np.ndarray:
-        return np.asarray(self.layer.seed_generator.state.value)
+    def call(self, layer: Any, arrays: Any, training: bool) -> Any:
+        args, kwargs = self.arguments(arrays, training)
+        return layer(*args, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def subject(request):
-    case = request.param
-    if missing := case.missing():
-        pytest.skip(f"{case.name} needs: {missing}")
-    return Subject(case)
+def variables_of(layer: Any) -> tuple[Any, Any]:
+    """Params and state as the framework has them, copied, since `fit` gives its own away."""
+
+    def copy(leaf: Any) -> Any:
+        return jnp.array(leaf.value) if isinstance(leaf, keras.Variable) else leaf
+
+    def is_leaf(leaf: Any) -> bool:
+        return isinstance(leaf, keras.Variable)
+
+    return tuple(
+        jax.tree.map(copy, tree, is_leaf=is_leaf) or {} for tree in (layer.params, layer.state)
+    )
 
 
-def test_build(subject, assert_same):
+def seed_of(layer: Any) -> np.ndarray:
+    """What the key of the next drawing call is made of."""
+    return np.asarray(layer.seed_generator.state.value)
+
+
+def leaves_of(tree: Any) -> dict[str, Any]:
+    """Leaves by path; unlike treedefs, paths do not compare what a node keeps as metadata."""
+
+    def plain(leaf: Any) -> Any:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in pairs}
+
+
+def assert_equal(got: Any, expected: Any, tolerance: Any = None) -> None:
+    """Asserts the same paths, dtypes and bits, up to a tolerance by dtype."""
+    assert type(got) is type(expected)
+    got, expected = leaves_of(got), leaves_of(expected)
+    assert list(got) == list(expected)
+    for path, other in expected.items():
+        one, other = np.asarray(got[path]), np.asarray(other)
+        assert one.dtype == other.dtype, path
+        allowed = (tolerance or {}).get(one.dtype.name)
+        if allowed is None:
+            np.testing.assert_array_equal(one, other, err_msg=path)
+        else:
+            np.testing.assert_allclose(one, other, err_msg=path, **allowed)
+
+
+def test_build(subject):
     """The initial values are the bits of the framework's own eager init.
 
     The layer was built by an inference call, which may have moved a cache on.
     """
-    native = subject.native
-    subject.reset()
+    layer, native = subject.fresh(), subject.native
     params, state = native.init([SEED, 0])
     _, written = native.inference(params, state, key_from_seed([SEED, 1]), subject.arrays)
-    assert_same(subject.variables, (params, {**state, **written}))
+    assert_equal(variables_of(layer), (params, {**state, **written}))
 
 
-def test_inference(subject, assert_same):
-    layer = subject.layer
-    subject.reset()
-    (params, state), seed = subject.variables, subject.seed
+def test_inference(subject):
+    """The same outputs; no state is written but what the framework writes in inference."""
+    layer = subject.fresh()
+    (params, state), key = variables_of(layer), key_from_seed(seed_of(layer))
     outputs = subject.call(layer, subject.arrays, training=False)
-    expected, written = subject.native.inference(params, state, key_from_seed(seed), subject.arrays)
-    assert_same(outputs, expected)
-    assert_same(subject.variables, (params, {**state, **written}))
+    expected, written = subject.native.inference(params, state, key, subject.arrays)
+    assert_equal(outputs, expected)
+    assert_equal(variables_of(layer), (params, {**state, **written}))
 
 
-def test_training(subject, assert_same):
-    layer = subject.layer
-    subject.reset()
-    (params, state), seed = subject.variables, subject.seed
+def test_training(subject):
+    """The same outputs, state and losses from the same key."""
+    layer = subject.fresh()
+    (params, state), key = variables_of(layer), key_from_seed(seed_of(layer))
     outputs = subject.call(layer, subject.arrays, training=True)
-    expected = subject.native.training(params, state, key_from_seed(seed), subject.arrays)
-    assert_same(outputs, expected.outputs)
-    assert_same(subject.variables, (params, expected.state))
-    assert_same(sum(layer.losses, start=np.float32(0)), np.float32(expected.sown))
+    expected = subject.native.training(params, state, key, subject.arrays)
+    assert_equal(outputs, expected.outputs)
+    assert_equal(variables_of(layer), (params, expected.state))
+    assert_equal(np.float32(sum(layer.losses)), np.float32(expected.sown))
 
 
-def test_gradients(subject, assert_same):
-    layer = subject.layer
-    subject.reset()
-    (params, state), seed = subject.variables, subject.seed
+def test_gradients(subject):
+    """The same gradients, through `stateless_call`, and the same state beside them."""
+    layer = subject.fresh()
+    (params, state), seed = variables_of(layer), seed_of(layer)
 
     @jax.jit
     def gradients(trainable: Any, others: Any, arrays: Any) -> Any:
         def loss(trainable: Any) -> Any:
-            args, kwargs = subject.restore(arrays)
-            flags = subject.case.train if subject.case.explicit else {}
-            outputs, new, losses = layer.stateless_call(
-                trainable, others, *args, **kwargs, **flags, training=True, return_losses=True
+            args, kwargs = subject.arguments(arrays, training=True)
+            outputs, others_after, losses = layer.stateless_call(
+                trainable, others, *args, **kwargs, return_losses=True
             )
-            return loss_of(outputs) + sum(losses), new
+            return loss_of(outputs) + sum(losses), others_after
 
         return jax.grad(loss, has_aux=True)(trainable)
 
-    got, new = gradients(
+    got, others_after = gradients(
         [v.value for v in layer.trainable_variables],
         [v.value for v in layer.non_trainable_variables],
         subject.arrays,
     )
-    expected, expected_state = subject.native.gradients(params, state, seed, subject.arrays)
-    assert got, "nothing is trained: declare in `lacks` why"
-    assert any(np.any(np.asarray(leaf)) for leaf in expected), "all gradients are zero"
-    assert_same(got, expected)
-    for variable, value in zip(layer.non_trainable_variables, new, strict=True):
+    expected, state_after = subject.native.gradients(params, state, seed, subject.arrays)
+    assert any(np.any(np.asarray(leaf)) for leaf in expected), "declare in `lacks` why"
+    assert_equal(got, expected)
+    for variable, value in zip(layer.non_trainable_variables, others_after, strict=True):
         variable.assign(value)
-    assert_same(subject.variables[1], expected_state)
+    assert_equal(variables_of(layer)[1], state_after)
 
 
 class Trained(keras.Model):
-    """A model around a layer whose loss is `loss_of` its outputs."""
+    """A model around a layer, whose loss is `loss_of` its outputs."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(autocast=False)
         self.subject = subject
-        self.layer = subject.layer
+        self.layer = subject.fresh()
 
     def call(self, arrays: Any, training: bool = False) -> Any:
         return self.subject.call(self.layer, arrays, training)
@@ -197,62 +225,48 @@ class Trained(keras.Model):
         return loss_of(y_pred) + sum(self.losses)
 
 
-def test_fit(subject, values):
+def test_fit(subject):
     """Five steps of `fit` are five native steps."""
-    subject.reset()
-    (params, state), seed = subject.variables, subject.seed
-    before = values((params, state))
+    model = Trained(subject)
+    before, seed = variables_of(model.layer), seed_of(model.layer)
 
-    def batches():
+    def batches() -> Iterator[Any]:
         while True:
             yield (subject.arrays,)
 
-    model = Trained(subject)
     model.compile(optimizer=keras.optimizers.SGD(LEARNING_RATE))
     model.fit(batches(), steps_per_epoch=STEPS, shuffle=False, verbose=0)
-    expected = subject.native.sgd(params, state, seed, steps=STEPS, learning_rate=LEARNING_RATE)
-    got, expected = values(subject.variables), values(expected)
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    assert_close(got, expected)
-    assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, got, before)))), "no change"
-
-
-def assert_close(got: Any, expected: Any) -> None:
-    """Asserts that trees are finite and equal, up to the tolerance of a step."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
-    for (path, one), other in pairs:
-        where = jax.tree_util.keystr(path)
-        assert np.all(np.isfinite(one.astype("complex64"))), where
-        tolerance = STEP_TOLERANCE.get(one.dtype.name, {"rtol": 0, "atol": 0})
-        np.testing.assert_allclose(one, other, err_msg=where, **tolerance)
+    after = variables_of(model.layer)
+    expected = subject.native.sgd(*before, seed, steps=STEPS, learning_rate=LEARNING_RATE)
+    assert_equal(after, expected, STEP_TOLERANCE)
+    trained = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in trained), "nothing changed"
+    assert all(np.all(np.isfinite(np.asarray(b).astype("complex64"))) for _, b in trained)
 
 
 def test_output_spec(subject):
     """Keras knows the shapes: those that grow with the batch are None, the others true."""
-    layer, native, case = subject.layer, subject.native, subject.case
-    subject.reset()
-    variables = subject.variables
+    layer, case = subject.fresh(), subject.case
 
-    def sizes(add: int) -> list[jax.ShapeDtypeStruct]:
-        return [
-            jax.ShapeDtypeStruct((a.shape[0] + add, *a.shape[1:]) if a.ndim else (), a.dtype)
+    def outputs(longer: int) -> dict[str, jax.ShapeDtypeStruct]:
+        specs = [
+            jax.ShapeDtypeStruct((a.shape[0] + longer, *a.shape[1:]) if a.ndim else (), a.dtype)
             for a in subject.arrays
         ]
+        return leaves_of(subject.native.shapes(*variables_of(layer), specs))
 
-    real = native.shapes(*variables, sizes(0))
-    other = native.shapes(*variables, sizes(1)) if case.batched else real
-    expected = jax.tree.map(
-        lambda one, two: (
-            tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True)),
-            one.dtype.name,
-        ),
-        real,
-        other,
-    )
-    outputs = subject.call(layer, subject.symbols(), training=False)
-    got = jax.tree.map(
-        lambda leaf: (tuple(leaf.shape), leaf.dtype),
-        outputs,
-        is_leaf=lambda leaf: isinstance(leaf, keras.KerasTensor),
-    )
-    assert got == expected
+    real = outputs(0)
+    longer = outputs(1) if case.batched else real
+    expected = {
+        path: (tuple(a if a == b else None for a, b in pairs), spec.dtype.name)
+        for path, spec in real.items()
+        for pairs in [zip(spec.shape, longer[path].shape, strict=True)]
+    }
+    symbols = [
+        keras.KerasTensor(
+            (None, *a.shape[1:]) if a.ndim and case.batched else a.shape, a.dtype.name
+        )
+        for a in subject.arrays
+    ]
+    got = leaves_of(subject.call(layer, symbols, training=False))
+    assert {path: (tuple(spec.shape), spec.dtype) for path, spec in got.items()} == expected
