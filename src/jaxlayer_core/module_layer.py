@@ -114,7 +114,7 @@ def as_layer(module: Any, **options: Any) -> PureLayer:
     """
     given = options.pop("adapter", None)
     adapter = registry.resolve(module, given)
-    if given is not None:
+    if isinstance(given, Adapter):  # it may have options of its own, which a class would lose
         return ModuleLayer(module, adapter=given, **options)
     for cls in ModuleLayer.__subclasses__():
         if cls.adapter_class is type(adapter):
