@@ -11,10 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 # Two goals must not install into the same environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help:  ## list the goals
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## train a Haiku and a Flax model with Keras; pictures go to demo-output/
 	$(RUN) examples/haiku_digits.py
@@ -22,6 +22,9 @@ demo: $(VENV)/.demo  ## train a Haiku and a Flax model with Keras; pictures go t
 
 test: $(VENV)/.models  ## run the tests
 	$(RUN) -m pytest -n 2 --dist loadgroup
+
+test-all: $(VENV)/.models  ## run the slow tests too: every property of every model
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "slow or not slow"
 
 lint: $(VENV)/.lint  ## check style and types
 	$(RUN) -m ruff check

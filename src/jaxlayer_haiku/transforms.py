@@ -63,6 +63,9 @@ def to_stateful(obj: Any, method: Any) -> Stateful:
         takes_rng = _takes_rng(obj.init, obj.apply, stateful)
         init_own = tuple(inspect.signature(obj.init).parameters.values())[1:]
         own = tuple(inspect.signature(obj.apply).parameters.values())[1 + stateful + takes_rng :]
+        # Haiku's signature of `apply` loses an argument of the model's own that is called `state`.
+        if {p.name for p in own} <= {p.name for p in init_own}:
+            own = init_own
         return Stateful(
             _init_with_state(obj.init, stateful),
             _apply_with_all(obj.apply, stateful, takes_rng),
@@ -152,8 +155,8 @@ def _takes_rng(init: Callable[..., Any], apply: Callable[..., Any], stateful: bo
     names = list(inspect.signature(apply).parameters)
     if names[1 + stateful :][:1] != ["rng"]:
         return False
-    own = len(inspect.signature(init).parameters) - 1
-    return len(names) - own != 1 + stateful
+    own = list(inspect.signature(init).parameters)[1:]
+    return own[:1] != ["rng"] or len(names) - len(own) != 1 + stateful
 
 
 def _init_with_state(init: Callable[..., Any], stateful: bool) -> Callable[..., Any]:

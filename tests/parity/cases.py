@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Inputs = Callable[[], tuple[tuple, dict]]
@@ -173,3 +174,14 @@ def split(args: tuple, kwargs: dict) -> tuple[list[Any], Callable[[Any], tuple[t
         return jax.tree.unflatten(treedef, merged)
 
     return [leaf for leaf, array in zip(leaves, is_array, strict=True) if array], restore
+
+
+def leaves_of(tree: Any) -> dict[str, Any]:
+    """Leaves by path; unlike treedefs, paths do not compare what a node keeps as metadata."""
+
+    def plain(leaf: Any) -> Any:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in pairs}

@@ -58,26 +58,28 @@ def _mlp_reverse(x):
     return {"z": z, "reconstruction": enc.reverse(name="decoder")(z)}
 
 
-def _resnet(cls_name, size=32, **ctor):
-    def make():
-        def forward(images, is_training, test_local_stats=False):
-            net = getattr(hk.nets, cls_name)(num_classes=10, **ctor)
-            return net(images, is_training, test_local_stats)
+def _resnet18(resnet_v2):
+    def forward(images, is_training, test_local_stats=False):
+        net = hk.nets.ResNet18(num_classes=10, resnet_v2=resnet_v2)
+        return net(images, is_training, test_local_stats)
 
-        return hk.transform_with_state(forward)
-
-    add(
-        f"hk.nets.{cls_name}" + ("(v2)" if ctor.get("resnet_v2") else ""),
-        make,
-        floats(1, size, size, 3),
-        **IS_TRAINING,
-        slow=True,
-    )
+    return hk.transform_with_state(forward)
 
 
-_resnet("ResNet18")
-_resnet("ResNet18", resnet_v2=True)
-_resnet("ResNet50")
+add(
+    "hk.nets.ResNet18",
+    lambda: _resnet18(resnet_v2=False),
+    floats(1, 32, 32, 3),
+    slow=True,
+    **IS_TRAINING,
+)
+add(
+    "hk.nets.ResNet18(v2)",
+    lambda: _resnet18(resnet_v2=True),
+    floats(1, 32, 32, 3),
+    slow=True,
+    **IS_TRAINING,
+)
 add(
     "hk.nets.ResNet(custom blocks)",
     lambda: (
@@ -101,13 +103,6 @@ add(
         )
     ),
     floats(2, 16, 16, 3),
-    **IS_TRAINING,
-    slow=True,
-)
-add(
-    "hk.nets.MobileNetV1 full",
-    lambda: lambda x, is_training: hk.nets.MobileNetV1(num_classes=5)(x, is_training),
-    floats(1, 32, 32, 3),
     **IS_TRAINING,
     slow=True,
 )

@@ -619,7 +619,7 @@ add("setup(): lists, dicts", lambda: SetupModel(), floats(2, 3), rngs=("dropout"
 add(
     "setup(): method='encode'",
     lambda: SetupModel(),
-    floats(2, 3),
+    floats(8, 3),
     rngs=("dropout",),
     method="encode",
     **TRAIN,

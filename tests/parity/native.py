@@ -21,7 +21,7 @@ import optax
 
 from jaxlayer_core import key_from_seed, stream_key
 
-from .cases import Case, split
+from .cases import Case, leaves_of, split
 
 
 class Result(NamedTuple):
@@ -98,15 +98,14 @@ class Native:
             params = put_back(optax.apply_updates(trained, updates))
         return params, state
 
-    def shapes(self, params: Any, state: Any, arrays: Sequence[Any]) -> Any:
-        """Shapes of the outputs in inference, for arrays or specs of them."""
-        return jax.eval_shape(
-            lambda *call: self._run(*call, training=False).outputs,
-            params,
-            state,
-            key_from_seed([0, 0]),
-            list(arrays),
-        )
+    def shapes(self, params: Any, state: Any, arrays: Sequence[Any]) -> dict[str, Any]:
+        """Specs of the outputs in inference, by path, for arrays or specs of them."""
+
+        def outputs(*call: Any) -> dict[str, Any]:
+            # Inside, since some nodes show their leaves to JAX only if these are arrays.
+            return leaves_of(self._run(*call, training=False).outputs)
+
+        return jax.eval_shape(outputs, params, state, key_from_seed([0, 0]), list(arrays))
 
     def _run(self, params: Any, state: Any, key: Any, arrays: Any, training: bool) -> Result:
         args, kwargs = self._restore(arrays)

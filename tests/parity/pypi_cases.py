@@ -36,6 +36,7 @@ from .cases import (
 haiku = Cases("haiku")
 linen = Cases("linen")
 DROPOUT = ("dropout",)
+NO_SYMBOLS = {"output_spec": "distrax asks JAX for the type of each leaf, so it holds no symbols"}
 TFP = ("jax.core.pytype_aval_mappings is deprecated:DeprecationWarning",)
 
 
@@ -388,6 +389,7 @@ linen.add(
     requires="distrax",
     ignores=TFP,
     slow=True,
+    lacks=NO_SYMBOLS,
 )
 
 
@@ -490,7 +492,7 @@ haiku.add(
         hk.LSTMState(hidden=f32(2, 6), cell=f32(2, 6, seed=2)),
     ),
     requires="rlax",
-    ignores=TFP,
+    ignores=(*TFP, "Rlax epsilon_greedy will be deprecated:PendingDeprecationWarning"),
     batched=False,
     slow=True,
 )
@@ -511,6 +513,7 @@ def _dopamax(value_network: str | None) -> Callable[[], Any]:
 _DOPAMAX = {
     "requires": "--no-deps dopamax distrax tfp-nightly brax gymnax pgx flashbax",
     "ignores": TFP,
+    "lacks": NO_SYMBOLS,
     "slow": True,
 }
 haiku.add("dopamax actor-critic", _dopamax("shared"), floats(2, 5), **_DOPAMAX)
