@@ -13,6 +13,7 @@ from jaxlayer_core.errors import (
     JaxLayerError,
     MissingDependencyError,
     ModuleError,
+    PatternError,
     SignatureError,
     StructureError,
 )
@@ -21,6 +22,7 @@ from jaxlayer_core.module_layer import ModuleLayer, as_layer
 from jaxlayer_core.pure import Annotated, Arguments, Outcome, PureModule, Variables
 from jaxlayer_core.registry import register_adapter, unregister_adapter
 from jaxlayer_core.rng import key_from_seed, stream_key
+from jaxlayer_core.roles import Policy, Role
 from jaxlayer_core.signature import CallSignature
 
 __all__ = [
@@ -37,7 +39,10 @@ __all__ = [
     "ModuleError",
     "ModuleLayer",
     "Outcome",
+    "PatternError",
+    "Policy",
     "PureModule",
+    "Role",
     "SignatureError",
     "StructureError",
     "Variables",

@@ -74,9 +74,12 @@ class CallForm:
             size: the size of unknown dimensions.
         """
         value = self.values[index] if self.values else None
-        if isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer):
-            return value
-        return specs.placeholder(self.specs[index], size)
+        return value if _is_concrete(value) else specs.placeholder(self.specs[index], size)
+
+    def concrete(self) -> CallForm:
+        """The form with those of its arrays that have data; the others must not be kept."""
+        values = (value if _is_concrete(value) else None for value in self.values)
+        return dataclasses.replace(self, values=tuple(values))
 
     def without_values(self) -> CallForm:
         """The form without its arrays, to be kept."""
@@ -98,6 +101,10 @@ class CallForm:
         """The call of `get_config()`."""
         call = keras.saving.deserialize_keras_object(config)
         return cls.read(tuple(call["args"]), call["kwargs"], call["method"]).without_values()
+
+
+def _is_concrete(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer)
 
 
 def forms_of_shape(name: str, shape: Any, dtype: str, unpack: bool) -> list[CallForm]:

@@ -42,8 +42,7 @@ class EagerCalls:
 
         def call(array: Any) -> Any:
             arrays = [values(v) for v in params], [values(v) for v in state]
-            outputs, _, _ = program(*arrays, key, [array])
-            return outputs.unpack()
+            return program(*arrays, key, [array]).outputs.unpack()
 
         self._calls[_describe(inputs, training, trainable)] = call
 

@@ -64,3 +64,7 @@ class BackendError(JaxLayerError):
 
 class MissingDependencyError(JaxLayerError, ImportError):
     """A framework that is needed is not installed; the message has the `pip install` line."""
+
+
+class PatternError(JaxLayerError):
+    """A pattern for paths is malformed or matches nothing."""

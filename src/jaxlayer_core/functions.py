@@ -11,7 +11,8 @@ import keras
 
 from jaxlayer_core.errors import SignatureError, StructureError
 from jaxlayer_core.layer import PureLayer
-from jaxlayer_core.pure import Arguments, Outcome, PureModule, PyTree, Variables, always, never
+from jaxlayer_core.pure import Arguments, Outcome, PureModule, PyTree, Variables
+from jaxlayer_core.roles import Policy, Role
 from jaxlayer_core.signature import CallSignature
 
 _CALL_NAMES = ("params", "state", "rng", "inputs", "training")
@@ -64,9 +65,9 @@ def purify(
         # By position, whatever the order, as the contract names arguments only.
         result = call_fn(*(values[name] for name in call_names))
         if not stateful:
-            return Outcome(result, state, {})
+            return Outcome(result, state)
         outputs, new_state = _pair(result, owner, "(outputs, state)")
-        return Outcome(outputs, new_state, {})
+        return Outcome(outputs, new_state)
 
     init = None
     if init_fn is not None:
@@ -87,7 +88,7 @@ def purify(
         signature=CallSignature(owner, (inputs,), {}),
         has_modes=has_modes,
         # A function that is told the mode decides by it what state it returns.
-        writes_in_inference=always if has_modes else never,
+        policy=Policy({}, Role.CACHE if has_modes else Role.STATE),
     )
 
 

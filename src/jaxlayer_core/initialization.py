@@ -107,7 +107,7 @@ class _Values:
 
     def __init__(self, init: InitFunction, form: CallForm, key: jax.Array, program: Any) -> None:
         self._init = init
-        self._form = form
+        self._form = form.concrete()
         self._key = key
         self._program = program
         self._wanted: set[int] = set()
@@ -127,7 +127,7 @@ class _Values:
 
     def _evaluate(self) -> None:
         size = 1
-        with jax.ensure_compile_time_eval():
+        with jax.core.eval_context():
             if self._program is None:
                 self._program, size = self._trace()
             count = len(jax.tree.leaves(self._program.out))

@@ -12,15 +12,31 @@ from keras.src.backend.common.masking import get_keras_mask as mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-__all__ = ["adopt", "in_stateless_scope", "in_symbolic_scope", "is_idle", "mask", "raw_value"]
+__all__ = [
+    "adopt",
+    "in_stateless_scope",
+    "in_symbolic_scope",
+    "is_foreign_trace",
+    "is_idle",
+    "mask",
+    "raw_value",
+    "uniterable",
+]
 
 _NAMESPACE = "keras"
+_adopted: set[type] = set()
 _CONTEXTS = ("current_call_ctx", "stateless_scope", "autocast_scope", "distribution")
 
 
 def is_idle() -> bool:
     """Whether no Keras context is open that would change what a layer's call does."""
     return all(get_global_attribute(name) is None for name in _CONTEXTS)
+
+
+def is_foreign_trace(values: Any) -> bool:
+    """Whether values are of a JAX trace in which Keras does not collect assignments."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return traced and not in_stateless_scope()
 
 
 def raw_value(variable: keras.Variable) -> Any:
@@ -40,7 +56,9 @@ def adopt(tree: Any) -> None:
         if leaf is None or isinstance(leaf, jax.Array) or jax.tree_util.all_leaves([leaf]):
             continue
         cls = type(leaf)
-        optree.register_pytree_node(cls, _flatten_once, _unflatten, namespace=_NAMESPACE)
+        if cls not in _adopted:  # two leaves may be of one class
+            _adopted.add(cls)
+            optree.register_pytree_node(cls, _flatten_once, _unflatten, namespace=_NAMESPACE)
         adopt(leaf)
 
 
@@ -49,4 +67,23 @@ def _flatten_once(node: Any) -> tuple[list[Any], Any]:
 
 
 def _unflatten(treedef: Any, children: Any) -> Any:
-    return jax.tree_util.tree_unflatten(treedef, children)
+    return jax.tree_util.tree_unflatten(treedef, [uniterable(child) for child in children])
+
+
+class _Uniterable(keras.KerasTensor):  # type: ignore[misc]  # keras has no types
+    """A symbolic tensor that says it cannot be iterated in the way Python asks for."""
+
+    def __iter__(self) -> Any:
+        raise TypeError("a symbolic KerasTensor cannot be iterated")
+
+
+def uniterable(tensor: Any) -> Any:
+    """The same `KerasTensor`, fit to be put into a container of any class.
+
+    Some look whether what they are given can be iterated (the outputs of transformers), and
+    `KerasTensor` answers with another error than the TypeError of Python's protocol. It must
+    stay the same object, since a functional model knows its tensors by identity.
+    """
+    if type(tensor) is keras.KerasTensor:
+        tensor.__class__ = _Uniterable
+    return tensor

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import keras
 
-from jaxlayer_core import backends, calls, initialization, keras_bridge, rng, weights
+from jaxlayer_core import backends, calls, initialization, keras_bridge, rng
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
-from jaxlayer_core.errors import JaxLayerError
+from jaxlayer_core.errors import JaxLayerError, PatternError
 from jaxlayer_core.methods import Methods
 from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.remat import Rematerialization
+from jaxlayer_core.roles import Role
 from jaxlayer_core.runner import Runner, Writes
 from jaxlayer_core.structure import CallStructure, Packed, is_array, is_plain
-from jaxlayer_core.variables import VariableTree
+from jaxlayer_core.tree_layer import TreeLayer
+
+_BUILDING: ContextVar[tuple[Any, CallForm | None]] = ContextVar("building", default=(None, None))
+"""The layer whose first call is in progress, and that call.
+
+Not an attribute of the layer: with NNX enabled, attributes cannot be set inside a trace."""
 
 
-class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
+_NOTHING = object()
+"""No first argument; None is one."""
+
+
+class PureLayer(TreeLayer):
     """A Keras layer that runs a `PureModule`. Abstract: use `JaxLayer` or a `ModuleLayer`.
 
     Args:
@@ -32,12 +44,27 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         unpack_inputs: whether a single tuple, list or dict input is unpacked into the
             model's positional or keyword arguments, as needed inside `keras.Sequential`.
         non_array_outputs: `"error"` or `"drop"`: what to do with results that are not arrays.
+        state_policy: path pattern to role, before the model's own table: what is kept as
+            `"state"` or `"cache"` (written in inference, too), is a `"loss"`, a `"metric"`
+            or an `"output"`, is `"constant"` or `"drop"`ped; see `jaxlayer_core.roles`.
+        remat: whether to compute intermediate values again in the backward pass instead of
+            keeping them: True for all, or a policy, a function of `jax.checkpoint_policies`
+            or its name, for what to keep. `keras.RematScope` sets it, too.
         copy_variables: whether given arrays are copied. Keras donates the buffers of its
             variables in training, so without a copy the caller's own arrays are deleted.
+        regularizers: path pattern to Keras regularizer, such as `{"kernel": "l2"}`; the first
+            that matches a weight counts.
+        constraints: path pattern to Keras constraint, likewise.
+        keep_float32: path patterns of weights that mixed precision does not cast.
         dtype: dtype policy. Without one, and with Keras' global policy at its default,
-            every weight and input keeps the dtype it has.
+            every weight and input keeps the dtype it has. A global mixed policy casts for
+            compute, and a leaf that the model made in half precision stays so; `dtype=`
+            gives every floating weight the policy's variable dtype.
         autocast: whether floating inputs are cast to the policy's compute dtype.
         **kwargs: `name`, `trainable` and what else `keras.layers.Layer` takes.
+
+    Raises:
+        PatternError: a pattern is malformed, or matches nothing when the layer is built.
     """
 
     def __init__(
@@ -49,69 +76,49 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         seed: int | None = None,
         unpack_inputs: bool = False,
         non_array_outputs: str = "error",
-        copy_variables: bool = True,
-        dtype: Any = None,
-        autocast: bool = True,
+        state_policy: Mapping[str, str] | None = None,
+        remat: bool | str | Callable[..., Any] = False,
         **kwargs: Any,
     ) -> None:
         backends.current()
-        # A policy that the user chose casts; Keras' default one must not touch the model.
-        self._has_policy = dtype is not None or keras.config.dtype_policy().name != "float32"
-        super().__init__(dtype=dtype, autocast=autocast and self._has_policy, **kwargs)
+        super().__init__(seed=seed, **kwargs)
         if non_array_outputs not in ("error", "drop"):
             raise JaxLayerError(
                 f"non_array_outputs must be 'error' or 'drop', got {non_array_outputs!r}."
             )
-        self._seed = seed
-        self._autocast = autocast
         self._unpack_inputs = unpack_inputs
         self._non_array_outputs = non_array_outputs
-        self._copy_variables = copy_variables
-        self._methods = Methods(modules)
-        self._next_form: CallForm | None = None  # the call in progress, while not built
+        self._state_policy = state_policy
+        self._remat = Rematerialization(remat)
+        self._methods = Methods(modules, state_policy)
         self._built_form: CallForm | None = None  # the call that the layer was built for
-        self.seed_generator = keras.random.SeedGenerator(seed)
         # Counter 0 initialises, the draws follow; without an init they start at 0.
         self._init_key = None
         if self._methods[None].init is not None:
-            with jax.ensure_compile_time_eval():
+            with jax.core.eval_context():
                 self._init_key = rng.key_from_seed(self.seed_generator.next())
         with keras.name_scope(self.name, caller=self):
-            self._create_variables(params, state, owner=self.name)
+            self._set_variables(params, state, owner=self.name, complete=self._init_key is None)
 
-    @property
-    def params(self) -> PyTree:
-        """The model's params: its own pytree, with Keras variables as leaves."""
-        return self._params.tree
-
-    @property
-    def state(self) -> PyTree:
-        """The model's state: its own pytree, with Keras variables as leaves."""
-        return self._state.tree
-
-    def _create_variables(self, params: PyTree, state: PyTree, owner: str) -> None:
-        """Makes variables of two trees, in which some leaves may be variables already."""
-        param_scope, state_scope = self._methods[None].scopes
-        self._params = VariableTree.create(
+    def _set_variables(self, params: PyTree, state: PyTree, owner: str, complete: bool) -> None:
+        """Makes variables of two trees, and what runs the model with them."""
+        module = self._methods[None]
+        self._create_variables(
             params,
+            state,
             owner=owner,
-            scope=param_scope,
-            trainable=True,
-            dtype=self.variable_dtype if self._has_policy else None,
-            copy=self._copy_variables,
+            scopes=module.scopes,
+            policy=module.policy,
+            complete=complete,
         )
-        self._state = VariableTree.create(
-            state, owner=owner, scope=state_scope, trainable=False, copy=self._copy_variables
+        self._runner = Runner(
+            self._methods,
+            self._params,
+            self._state,
+            drop=self._non_array_outputs == "drop",
+            remat=self._remat,
         )
-        # Attributes that are lists of variables are what Keras tracks.
-        self._param_variables = self._params.variables
-        self._state_variables = self._state.variables
-        drop = self._non_array_outputs == "drop"
-        self._runner = Runner(self._methods, self._params, self._state, drop)
         self._eager_calls = EagerCalls()
-        if not self.trainable:
-            for variable in self._param_variables:
-                variable.trainable = False
 
     # Building.
 
@@ -124,33 +131,42 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 `build(shape)` has to assume a floating input (or an integer one, if the
                 model takes no other).
         """
-        if self._init_key is None:
-            self._built_form = self._next_form and self._next_form.without_values()
-            return
-        if self._next_form is not None:
-            forms = [self._next_form]
-        else:
+        layer, form = _BUILDING.get()
+        if layer is self and form is not None:
+            forms = [form]
+        elif self._init_key is not None or input_shape is not None:
             forms = calls.forms_of_shape(
                 self.name, input_shape, self.compute_dtype, self._unpack_inputs
             )
+        else:
+            return
         failures: list[JaxLayerError] = []
         for form in forms:
             try:
-                self._initialise(form, self._init_key)
+                self._build_for(form)
+            except PatternError:
+                raise
             except JaxLayerError as error:
                 failures.append(error)
             else:
-                self._built_form = form.without_values()
                 return
         raise failures[0]
 
-    def _initialise(self, form: CallForm, key: jax.Array) -> None:
+    def _build_for(self, form: CallForm) -> None:
+        if self._init_key is not None:
+            with self._explained("initialise", form):
+                module = self._methods.settle_init(form, self._init_key)
+                given = (self._params, self._state)
+                params, state = initialization.plan(module, form, self._init_key, given)
+            self._set_variables(params, state, owner=self.path or self.name, complete=True)
+        if self._methods[form.structure.method].policy.uses(Role.METRIC):
+            with self._explained("find the metrics of", form):
+                self._create_metrics(self._runner.metric_names(form))
+        self._built_form = form.without_values()
+
+    def _explained(self, doing: str, form: CallForm) -> AbstractContextManager[None]:
         owner = self._methods[form.structure.method].signature.owner
-        with calls.explained(self.name, owner, "initialise", form):
-            module = self._methods.settle_init(form, key)
-            given = (self._params, self._state)
-            params, state = initialization.plan(module, form, key, given)
-        self._create_variables(params, state, owner=self.path or self.name)
+        return calls.explained(self.name, owner, doing, form)
 
     def get_build_config(self) -> dict[str, Any] | None:
         """The call that the layer was built for, with dtypes, to build it again on load."""
@@ -161,8 +177,7 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if "call" not in config:
             self.build(config.get("input_shape"))
             return
-        with self._building_for(CallForm.from_config(config["call"])):
-            self.build(None)
+        self._ensure_built(CallForm.from_config(config["call"]))
 
     # Calling.
 
@@ -177,10 +192,10 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         Returns:
             What the model returns.
         """
-        structure = kwargs.get("structure")
+        structure = kwargs.get("jaxlayer_call")
         if isinstance(structure, CallStructure):  # replayed by a Keras graph
-            with self._building_for(CallForm.of(structure, args[0])):
-                return super().__call__(*args, **kwargs)
+            self._ensure_built(CallForm.of(structure, args[0]))
+            return super().__call__(*args, **kwargs)
         training = kwargs.pop("training", None)
         if len(args) == 1 and not kwargs and is_array(args[0]) and not self._is_special():
             ready = self._eager_calls.find(args[0], training, self.trainable)
@@ -188,15 +203,13 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 return ready(args[0])
         method = self._pop_method(kwargs)
         form = CallForm.read(args, kwargs, method, self._unpack_inputs)
-        if training is None:
-            signature = self._methods[method].signature
-            training = signature.stated_mode(*form.structure.restore(form.values))
-        with self._building_for(form):
-            if method is None and self._is_plain(args, kwargs, form, training):
-                return super().__call__(args[0], training=training)
-            arrays, structure = list(form.values), form.structure
-            packed = super().__call__(arrays, structure=structure, training=training)
-            return _adopted(packed.unpack())
+        self._ensure_built(form)
+        training = self._stated_mode(form, training)
+        if method is None and self._is_plain(args, kwargs, form, training):
+            return super().__call__(args[0], training=training)
+        arrays, structure = list(form.values), form.structure
+        packed = super().__call__(arrays, jaxlayer_call=structure, training=training)
+        return _adopted(packed.unpack())
 
     def _is_plain(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], form: CallForm, training: bool | None
@@ -212,8 +225,6 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             return False
         if not any(isinstance(value, keras.KerasTensor) for value in form.values):
             return True
-        if not self.built:
-            self.build(None)
         return is_plain(self._output_specs(form, training).unpack())
 
     def _pop_method(self, kwargs: dict[str, Any]) -> str | None:
@@ -221,33 +232,38 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         takes = self._methods[None].signature.takes("method")
         return None if takes else kwargs.pop("method", None)
 
-    @contextlib.contextmanager
-    def _building_for(self, form: CallForm) -> Iterator[None]:
-        """Lets `build` know the call in progress, of which Keras tells it one shape only."""
-        self._next_form = None if self.built else form
+    def _ensure_built(self, form: CallForm) -> None:
+        """Builds the layer for a call, of which Keras would tell it one shape only."""
+        if self.built:
+            return
+        token = _BUILDING.set((self, form))
         try:
-            yield
+            # Outside of any trace: nothing of a trace goes into the variables, and with NNX
+            # enabled a layer cannot be changed inside one.
+            with jax.core.eval_context():
+                self.build(None)
         finally:
-            self._next_form = None
+            _BUILDING.reset(token)
 
     def call(
         self,
-        inputs: Any = None,
+        inputs: Any = _NOTHING,
+        /,
         *args: Any,
-        structure: CallStructure | None = None,
+        jaxlayer_call: CallStructure | None = None,
         training: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the model; `layer(...)` and `layer.stateless_call(...)` are the ways here.
 
         Args:
-            inputs: the model's first argument, or the arrays of `structure`.
+            inputs: the model's first argument, or the arrays of `jaxlayer_call`.
             *args: its other positional arguments.
-            structure: a call that has been read already, or None.
+            jaxlayer_call: a call that has been read already, or None.
             training: the mode; None for the layer's default.
             **kwargs: the model's keyword arguments, and `method`.
         """
-        form = self._form(inputs, args, kwargs, structure)
+        form = self._form(inputs, args, kwargs, jaxlayer_call)
         try:
             outputs = self._run(form, training)
         except JaxLayerError:
@@ -256,30 +272,35 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             if not (form.has_unknown_dimensions and keras_bridge.in_symbolic_scope()):
                 raise
             outputs = self._stand_in(form, training)
-        return _adopted(outputs if structure is not None else outputs.unpack())
+        return _adopted(outputs if jaxlayer_call is not None else outputs.unpack())
 
     def _run(self, form: CallForm, training: bool | None) -> Packed:
         """Runs the model, and writes what it draws, updates and loses."""
         method = form.structure.method
-        owner = self._methods[method].signature.owner
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
         params, state = self._params.values(), self._state.values()
-        with calls.explained(self.name, owner, "call", form):
+        with self._explained("call", form):
             self._methods.settle_call(form, self._params, self._state)
+            training = self._stated_mode(form, training)
             mode, writes = self._mode(method, training)
-            program = self._runner.program(form.structure, mode, writes)
+            remat = self._is_rematerialized(form, training)
+            program = self._runner.program(form.structure, mode, writes, remat)
             draws = program.draws(params, state, rng.unused_key(), arrays)
             key = rng.key_from_seed(self.seed_generator.next()) if draws else rng.unused_key()
-            outputs, new_state, losses = program(params, state, key, arrays)
+            result = program(params, state, key, arrays)
         written = self._runner.written(method, writes)
-        for variable, value in zip(written, new_state, strict=True):
-            self._assign(variable, value)
-        for loss in losses.values():
+        for name, value in zip(written, result.state, strict=True):
+            if name not in self._freezing.frozen:
+                self._assign(written[name], value)
+        for loss in result.losses.values():
             self.add_loss(loss)
-        if form.structure.is_single and not (draws or written or losses or self._is_special()):
+        self._report(result.metrics)
+        if form.structure.is_single and not (
+            draws or written or result.losses or result.metrics or self._is_special()
+        ):
             owned = (self._params.variables, self._state.variables)
             self._eager_calls.remember(form.values[0], training, self.trainable, program, *owned)
-        return outputs
+        return result.outputs
 
     def _form(
         self,
@@ -292,9 +313,15 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         if structure is not None:
             return CallForm.of(structure, inputs)
         method = self._pop_method(kwargs)
-        none_at_all = inputs is None and not args
-        given = () if none_at_all else (inputs, *args)
+        given = () if inputs is _NOTHING else (inputs, *args)
         return CallForm.read(given, kwargs, method, self._unpack_inputs)
+
+    def _stated_mode(self, form: CallForm, training: bool | None) -> bool | None:
+        """The mode, also where the caller states it by giving a flag of the model itself."""
+        if training is not None:
+            return training
+        signature = self._methods[form.structure.method].signature
+        return signature.stated_mode(*form.structure.restore(form.values))
 
     def _mode(self, method: str | None, training: bool | None) -> tuple[bool, Writes]:
         """The model's mode, and which state a call in it writes."""
@@ -310,12 +337,11 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self._has_policy
             or self._unpack_inputs
             or self.activity_regularizer
-            or self._remat_mode
             or type(self).call is not PureLayer.call
         )
 
     def _assign(self, variable: keras.Variable, value: jax.Array) -> None:
-        if isinstance(value, jax.core.Tracer) and not keras_bridge.in_stateless_scope():
+        if keras_bridge.is_foreign_trace(value):
             raise JaxLayerError(
                 f"{self.name} has to write its state `{variable.path}` inside a JAX "
                 "transformation, where a Keras variable cannot be assigned. Use "
@@ -328,18 +354,21 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     def compute_output_spec(
         self,
-        inputs: Any = None,
+        inputs: Any = _NOTHING,
+        /,
         *args: Any,
-        structure: CallStructure | None = None,
+        jaxlayer_call: CallStructure | None = None,
         training: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Shapes and dtypes of the outputs of a call, as `KerasTensor`s."""
-        packed = self._output_specs(self._form(inputs, args, kwargs, structure), training)
+        packed = self._output_specs(self._form(inputs, args, kwargs, jaxlayer_call), training)
         tensors = packed.map(
-            lambda spec: keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
+            lambda spec: keras_bridge.uniterable(
+                keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
+            )
         )
-        return _adopted(tensors if structure is not None else tensors.unpack())
+        return _adopted(tensors if jaxlayer_call is not None else tensors.unpack())
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Shapes of the outputs for a single positional input of the given shape."""
@@ -352,9 +381,9 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         return self._output_specs(form, None).map(lambda spec: spec.shape).unpack()
 
     def _output_specs(self, form: CallForm, training: bool | None) -> Packed:
-        owner = self._methods[form.structure.method].signature.owner
-        with calls.explained(self.name, owner, "infer the output of", form):
+        with self._explained("infer the output of", form):
             self._methods.settle_call(form, self._params, self._state)
+            training = self._stated_mode(form, training)
             mode, _ = self._mode(form.structure.method, training)
             return self._runner.output_specs(form, mode)
 
@@ -371,32 +400,29 @@ class PureLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             )
         )
 
-    # Saving.
+    # Options.
+
+    def rematerialized_call(self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """How Keras rematerialises inside `keras.RematScope`: `_run` does it, to the model."""
+        return layer_call
+
+    def _is_rematerialized(self, form: CallForm, training: bool | None) -> bool:
+        """Whether the user, or the scope that the layer was made in, asks for it."""
+        if self._remat.is_on or self._remat_mode is None:
+            return self._remat.is_on
+        call = self.call
+        arguments = {"jaxlayer_call": form.structure, "training": training}
+        return super().rematerialized_call(call, list(form.values), **arguments) is not call
 
     def get_config(self) -> dict[str, Any]:
         """Config of the layer's own options."""
-        config: dict[str, Any] = super().get_config()
-        if not self._has_policy:
-            config["dtype"] = None  # Keras' default, which must not come back as a choice
         return {
-            **config,
-            "seed": self._seed,
-            "autocast": self._autocast,
+            **super().get_config(),
             "unpack_inputs": self._unpack_inputs,
             "non_array_outputs": self._non_array_outputs,
+            "state_policy": self._state_policy,
+            "remat": self._remat.get_config(),
         }
-
-    def save_own_variables(self, store: Any) -> None:
-        """Stores each variable under its own path."""
-        weights.save(self._named_variables(), store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads each variable by its own path."""
-        weights.load(self.name, self._named_variables(), store)
-
-    def _named_variables(self) -> dict[str, keras.Variable]:
-        param_scope, state_scope = self._methods[None].scopes
-        return weights.named((param_scope, self._params), (state_scope, self._state))
 
 
 def _adopted(outputs: Any) -> Any:

@@ -7,7 +7,7 @@ the table is a flag if the model takes it and its value changes the program.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,15 +26,23 @@ class Methods:
 
     Args:
         make: gives the canonical form of a method; None is the layer's own.
+        state_policy: entries that go before the policy of the model, or None.
     """
 
-    def __init__(self, make: Callable[[str | None], PureModule]) -> None:
+    def __init__(
+        self,
+        make: Callable[[str | None], PureModule],
+        state_policy: Mapping[str, str] | None = None,
+    ) -> None:
         self._make = make
+        self._state_policy = state_policy
         self._made: dict[str | None, PureModule] = {}
 
     def __getitem__(self, method: str | None) -> PureModule:
         if method not in self._made:
-            self._made[method] = self._make(method)
+            module = self._make(method)
+            policy = module.policy.extended(self._state_policy)
+            self._made[method] = dataclasses.replace(module, policy=policy)
         return self._made[method]
 
     def settle_init(self, form: CallForm, key: jax.Array) -> PureModule:
@@ -42,11 +50,9 @@ class Methods:
         module = self[form.structure.method]
         signature = module.init_signature or module.signature
         if signature.hides_flags:
+            # Those of the call wait for a call: a flag may change nothing but the output.
             settled = signature.discover(_init_program(module, form, key))
-            if module.init_signature is None:
-                module = _with_signature(module, settled)
-            else:
-                module = dataclasses.replace(module, init_signature=settled)
+            module = dataclasses.replace(module, init_signature=settled)
             self._made[form.structure.method] = module
         return module
 

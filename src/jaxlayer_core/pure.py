@@ -8,11 +8,13 @@ model what it can do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxlayer_core.roles import STATE_ONLY, Policy
 from jaxlayer_core.signature import CallSignature
 
 PyTree = Any
@@ -43,12 +45,15 @@ class Outcome(NamedTuple):
     Attributes:
         outputs: pytree of arrays.
         state: pytree with the structure of the state that went in.
-        losses: scalars by name that are added to the loss in training.
+        sown: what the call made on the side and nobody keeps, by path. The module's policy
+            says whether it is a loss, a metric, an output, or nothing.
+        captured: what was asked for with `capture`, by path.
     """
 
     outputs: PyTree
     state: PyTree
-    losses: dict[str, jax.Array]
+    sown: Mapping[str, PyTree] = MappingProxyType({})
+    captured: Mapping[str, PyTree] = MappingProxyType({})
 
 
 class InitFn(Protocol):
@@ -80,7 +85,7 @@ class CallFn(Protocol):
         arguments: Arguments,
         training: bool,
     ) -> Outcome:
-        """Returns outputs, the new state and named losses."""
+        """Returns outputs, the new state, and what else the call made."""
         ...
 
 
@@ -107,16 +112,6 @@ class Annotated:
         return cls(children[0], axes)
 
 
-def never(path: tuple[str, ...]) -> bool:
-    """Says no to every path."""
-    return False
-
-
-def always(path: tuple[str, ...]) -> bool:
-    """Says yes to every path."""
-    return True
-
-
 @dataclasses.dataclass(frozen=True)
 class PureModule:
     """A model in canonical form.
@@ -128,17 +123,20 @@ class PureModule:
         init_signature: how its init wants to be called, where that differs.
         has_modes: whether training and inference differ for this model by a flag. One
             without a flag and called without `training=` runs as in training.
-        writes_in_inference: which state leaves, by path, are also written in inference.
+        policy: what becomes of each leaf of the state and of what a call makes on the side,
+            and which params are overwritten by their gradients.
         scopes: names put before the paths of params and of state.
         optional_groups: whether a top-level entry may be missing from the params or state
             that a user gives, and is then initialised.
+        captures: whether its calls capture; they then return `(outputs, captured)`.
     """
 
     init: InitFn | None
     call: CallFn
     signature: CallSignature
     has_modes: bool
-    writes_in_inference: Callable[[tuple[str, ...]], bool] = never
+    policy: Policy = STATE_ONLY
     init_signature: CallSignature | None = None
     scopes: tuple[tuple[str, ...], tuple[str, ...]] = (("params",), ("state",))
     optional_groups: bool = False
+    captures: bool = False

@@ -57,7 +57,7 @@ def stream_key(key: jax.Array, name: str) -> jax.Array:
 @functools.cache
 def unused_key() -> jax.Array:
     """Stands for the key of a call that does not draw."""
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         return jax.random.key(0, impl=IMPLEMENTATION)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import keras
 
 from jaxlayer_core import backends, rng, specs
+from jaxlayer_core.beside import sort
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.methods import Methods
 from jaxlayer_core.pure import Arguments, PureModule
+from jaxlayer_core.remat import Rematerialization
+from jaxlayer_core.roles import Role
 from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.structure import CallStructure, Packed, only_arrays
 from jaxlayer_core.variables import VariableTree
@@ -19,8 +22,21 @@ from jaxlayer_core.variables import VariableTree
 Writes = Literal["all", "inference", "none"]
 """Which state a call writes: all of it, what the model also writes in inference, or none."""
 
-Result = tuple[Packed, list[Any], dict[str, Any]]
-"""Outputs, values of the state variables that are written, and losses."""
+
+class Result(NamedTuple):
+    """What a program gives.
+
+    Attributes:
+        outputs: what the model returns, and what is returned beside it.
+        state: values of the state variables that are written.
+        losses: scalars by path.
+        metrics: scalars by path.
+    """
+
+    outputs: Packed
+    state: list[Any]
+    losses: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 class Runner:
@@ -31,26 +47,36 @@ class Runner:
         params: its params.
         state: its state.
         drop: whether results that are not arrays are dropped.
+        remat: how programs are rematerialised that are.
     """
 
     def __init__(
-        self, methods: Methods, params: VariableTree, state: VariableTree, drop: bool
+        self,
+        methods: Methods,
+        params: VariableTree,
+        state: VariableTree,
+        *,
+        drop: bool,
+        remat: Rematerialization,
     ) -> None:
         self._methods = methods
         self._params = params
         self._state = state
         self._drop = drop
+        self._remat = remat
         self._programs: dict[Any, Any] = {}
         self._outputs: dict[Any, Packed] = {}
 
-    def program(self, structure: CallStructure, training: bool, writes: Writes) -> Any:
-        """The compiled program of a call."""
-        key = structure, training, writes
+    def program(
+        self, structure: CallStructure, training: bool, writes: Writes, remat: bool = False
+    ) -> Any:
+        """The compiled program of a call, which returns a `Result`."""
+        key = structure, training, writes, remat
         if structure.is_cacheable and key in self._programs:
             return self._programs[key]
         module = self._methods[structure.method]
         function = self._function(module, structure, training, writes)
-        program = backends.current().Program(function)
+        program = backends.current().Program(self._remat.wrap(function) if remat else function)
         if structure.is_cacheable:
             self._programs[key] = program
         return program
@@ -58,43 +84,50 @@ class Runner:
     def output_specs(self, form: CallForm, training: bool) -> Packed:
         """Specs of a call's outputs, with unknown dimensions as None."""
         if not form.structure.is_cacheable:
-            return self._infer(form, training)
+            return self._infer(form, training).outputs
         known = form.structure, form.specs, training, tuple(v.dtype for v in self._params.variables)
         if known not in self._outputs:
-            self._outputs[known] = self._infer(form, training)
+            self._outputs[known] = self._infer(form, training).outputs
         return self._outputs[known]
 
-    def _infer(self, form: CallForm, training: bool) -> Packed:
+    def metric_names(self, form: CallForm) -> list[str]:
+        """Paths of the metrics that a call reports, in either mode."""
+        return list(self._infer(form, True).metrics | self._infer(form, False).metrics)
+
+    def _infer(self, form: CallForm, training: bool) -> Result:
         module = self._methods[form.structure.method]
         function = self._function(module, form.structure, training, "none")
         params, state = self._params.specs(), self._state.specs()
         first, last = len(params), len(params) + len(state)
 
-        def outputs(arrays: list[Any]) -> Packed:
+        def outputs(arrays: list[Any]) -> Result:
             key, *inputs = arrays[last:]
-            return function(arrays[:first], arrays[first:last], key, inputs)[0]
+            return function(arrays[:first], arrays[first:last], key, inputs)
 
         key = ArraySpec.of(rng.unused_key())
-        packed: Packed = specs.infer(outputs, [*params, *state, key, *form.specs])
-        return packed
+        result: Result = specs.infer(outputs, [*params, *state, key, *form.specs])
+        return result
 
-    def written(self, method: str | None, writes: Writes) -> list[keras.Variable]:
-        """The state variables that a call writes."""
+    def written(self, method: str | None, writes: Writes) -> dict[str, keras.Variable]:
+        """The state variables that a call writes, by name."""
         chosen = self._writes(self._methods[method], writes)
-        return [v for v, write in zip(self._state.variables, chosen, strict=True) if write]
+        named = zip(self._state.names, self._state.variables, chosen, strict=True)
+        return {name: variable for name, variable, write in named if write}
 
     def _writes(self, module: PureModule, writes: Writes) -> list[bool]:
-        always = module.writes_in_inference
-        return [
-            writes == "all" or (writes == "inference" and always(path))
-            for path in self._state.paths
-        ]
+        if writes == "none":
+            return [False] * len(self._state.paths)
+        roles = map(module.policy.role, self._state.paths)
+        if writes == "inference":
+            return [role is Role.CACHE for role in roles]
+        return [role is not Role.DROP for role in roles]
 
     def _function(
         self, module: PureModule, structure: CallStructure, training: bool, writes: Writes
     ) -> Callable[[Sequence[Any], Sequence[Any], jax.Array, Sequence[Any]], Result]:
         owner = module.signature.owner
         chosen = self._writes(module, writes)
+        returns_beside = module.captures or module.policy.uses(Role.OUTPUT)
 
         def function(
             params: Sequence[Any], state: Sequence[Any], key: jax.Array, inputs: Sequence[Any]
@@ -109,7 +142,9 @@ class Runner:
             )
             new_state = self._state.extract(outcome.state, owner)
             written = [v for v, write in zip(new_state, chosen, strict=True) if write]
-            outputs = Packed.of(only_arrays(outcome.outputs, owner, self._drop))
-            return outputs, written, outcome.losses
+            beside = sort(module.policy, outcome, self._state.paths, new_state)
+            outputs = (outcome.outputs, beside.outputs) if returns_beside else outcome.outputs
+            packed = Packed.of(only_arrays(outputs, owner, self._drop))
+            return Result(packed, written, beside.losses, beside.metrics)
 
         return function

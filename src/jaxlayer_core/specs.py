@@ -174,6 +174,11 @@ def kind(dtype: Any) -> int:
     return next(i for i, k in enumerate(_KINDS) if jax.numpy.issubdtype(dtype, k))
 
 
+def is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Whether JAX has arrays of a NumPy dtype: not of text, bytes, times and objects."""
+    return dtype.kind not in "USOmM"
+
+
 def placeholder(spec: ArraySpec, size: int = 1) -> Any:
     """An array of ones to initialise with.
 

@@ -7,6 +7,7 @@ taken out, and `Packed` carries a result's non-arrays through `jax.jit` unchange
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from jaxlayer_core import paths, rng
 from jaxlayer_core.errors import StructureError
 from jaxlayer_core.pure import Arguments
+from jaxlayer_core.specs import is_numeric
 
 
 class Static:
@@ -55,8 +57,10 @@ class Static:
 
 def is_array(value: Any) -> bool:
     """Whether a value travels as an array: it has a shape and a dtype, and is no container."""
-    if isinstance(value, jax.Array | np.ndarray | keras.KerasTensor):
+    if isinstance(value, jax.Array | keras.KerasTensor):
         return True
+    if isinstance(value, np.ndarray):
+        return is_numeric(value.dtype)
     looks_like_one = hasattr(value, "shape") and hasattr(value, "dtype")
     return looks_like_one and not isinstance(value, type) and jax.tree_util.all_leaves([value])
 
@@ -64,9 +68,10 @@ def is_array(value: Any) -> bool:
 def is_plain(value: Any) -> bool:
     """Whether a value is a nest of arrays as Keras' own layers take and return them.
 
-    That is lists, tuples and dicts of arrays; no None, and no node types of JAX.
+    That is lists, tuples and dicts of arrays; no None, no node types of JAX, and no classes
+    derived from dict, such as the outputs of transformers.
     """
-    if isinstance(value, dict):
+    if type(value) in (dict, collections.OrderedDict):
         return bool(value) and all(map(is_plain, value.values()))
     if isinstance(value, list | tuple):
         return bool(value) and all(map(is_plain, value))

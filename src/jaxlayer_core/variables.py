@@ -17,11 +17,12 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import paths, rng
-from jaxlayer_core.errors import StructureError
+from jaxlayer_core import paths, returned_state, rng
+from jaxlayer_core.errors import PatternError
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, PyTree
-from jaxlayer_core.specs import ArraySpec, kind
+from jaxlayer_core.roles import Policy, Role
+from jaxlayer_core.specs import ArraySpec, is_numeric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,10 @@ class _Slot:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a leaf becomes a variable: arrays and Python numbers do."""
-    return isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
-
-
-def is_trainable_dtype(dtype: Any) -> bool:
-    """Whether gradients exist for a dtype."""
-    return bool(jax.numpy.issubdtype(dtype, np.inexact))
+    """Whether a leaf becomes a variable: arrays of numbers and Python numbers do."""
+    if isinstance(value, np.ndarray | np.generic):
+        return is_numeric(value.dtype)
+    return isinstance(value, jax.Array | bool | int | float | complex)
 
 
 def is_leaf(value: Any) -> bool:
@@ -70,11 +68,13 @@ class VariableTree:
     Args:
         slots: the leaves.
         treedef: the structure.
+        scope: names before the leaves' own paths.
     """
 
-    def __init__(self, slots: Sequence[_Slot], treedef: Any) -> None:
+    def __init__(self, slots: Sequence[_Slot], treedef: Any, scope: Path = ()) -> None:
         self._slots = tuple(slots)
         self._treedef = treedef
+        self._scope = scope
         self._dynamic = tuple(s for s in slots if s.variable is not None)
 
     @classmethod
@@ -85,7 +85,9 @@ class VariableTree:
         owner: str,
         scope: Path,
         trainable: bool,
+        policy: Policy,
         dtype: str | None = None,
+        uncast: Callable[[str], bool] = lambda name: False,
         copy: bool = True,
     ) -> VariableTree:
         """Creates the variables, under the name scope that is open.
@@ -96,7 +98,9 @@ class VariableTree:
             owner: path of the layer, whose name scope is open.
             scope: names before the leaves' own paths.
             trainable: whether floating leaves are trained.
+            policy: roles of the leaves.
             dtype: variable dtype for floating leaves; None keeps each leaf's own.
+            uncast: which leaves, by name, keep their dtype in mixed precision.
             copy: whether to copy arrays. Keras donates buffers while it trains, which
                 would delete the user's own.
         """
@@ -110,12 +114,31 @@ class VariableTree:
             if pending is None:
                 slots.append(_Slot(path, static=leaf))
                 continue
+            role = policy.role(path)
+            if not trainable and role in (Role.PARAM, Role.OVERWRITTEN):
+                raise PatternError(
+                    f"state_policy: `{paths.show(path)}` has the role {role.value!r}, but it is "
+                    "one leaf of the state. Only a whole collection of Flax can be trained: give "
+                    "its name as the pattern."
+                )
+            if not trainable and role is Role.CONSTANT:
+                with jax.core.eval_context():
+                    slots.append(_Slot(path, static=pending.value()))
+                continue
             pending, key_impl = _as_data(pending)
+            overwritten = trainable and role is Role.OVERWRITTEN
+            full = (*scope, *path)
             variable = _variable(
-                owner, (*scope, *path), pending, trainable=trainable, float_dtype=dtype
+                owner,
+                full,
+                pending,
+                trainable=trainable,
+                float_dtype=None if overwritten else dtype,
+                autocast=trainable and not overwritten and not uncast("/".join(full)),
             )
+            variable.overwrite_with_gradient = overwritten
             slots.append(_Slot(path, variable=variable, key_impl=key_impl))
-        return cls(slots, treedef)
+        return cls(slots, treedef, scope)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -126,6 +149,16 @@ class VariableTree:
     def paths(self) -> list[Path]:
         """Paths of the variables, in the same order."""
         return [s.path for s in self._dynamic]
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the variables inside the layer, such as `params/Dense_0/kernel`."""
+        return ["/".join((*self._scope, *path)) for path in self.paths]
+
+    @staticmethod
+    def is_trainable(variable: keras.Variable) -> bool:
+        """Whether a variable of params can be trained: gradients exist for its dtype."""
+        return bool(jax.numpy.issubdtype(variable.dtype, np.inexact))
 
     @property
     def tree(self) -> PyTree:
@@ -167,88 +200,20 @@ class VariableTree:
         """
         leaves, treedef = jax.tree_util.tree_flatten(tree)
         if treedef != self._treedef:
-            raise _structure_error(owner, self.restore([_Shown(s) for s in self.specs()]), tree)
+            initial = self.restore([returned_state.Shown(s) for s in self.specs()])
+            raise returned_state.structure_error(owner, initial, tree)
         values = []
         for slot, leaf in zip(self._slots, leaves, strict=True):
             if slot.variable is None:
-                _check_static(owner, slot, leaf)
+                if not is_array(slot.static):  # constants stay, whatever comes back
+                    returned_state.check_static(owner, slot.path, slot.static, leaf)
                 continue
-            _check_kind(owner, slot, leaf)
+            is_key = slot.key_impl is not None
+            returned_state.check_kind(owner, slot.path, slot.variable.dtype, is_key, leaf)
             value = jax.random.key_data(leaf) if rng.is_key(leaf) else leaf
-            shape = tuple(np.shape(value))
-            if shape != tuple(slot.variable.shape):
-                raise StructureError(
-                    f"Structure mismatch: {owner} returned state whose leaf "
-                    f"`{paths.show(slot.path)}` has shape {shape}, but it was initialised with "
-                    f"shape {tuple(slot.variable.shape)}. State must keep its shape."
-                )
+            returned_state.check_shape(owner, slot.path, tuple(slot.variable.shape), value)
             values.append(jax.numpy.asarray(value))
         return values
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shown:
-    """A stand-in leaf that prints as shape and dtype inside an error."""
-
-    spec: Any
-
-    @property
-    def shape(self) -> Any:
-        return self.spec.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.spec.dtype
-
-    def __repr__(self) -> str:
-        return f"{self.spec.dtype}{list(self.spec.shape)}"
-
-
-def _structure_error(owner: str, initial: PyTree, returned: PyTree) -> StructureError:
-    """Says where two trees differ, by leaf and in the words of JAX."""
-    before = {paths.show(p) for p, _ in paths.flatten(initial)[0]}
-    after = {paths.show(p) for p, _ in paths.flatten(returned)[0]}
-    parts = []
-    if gone := sorted(before - after):
-        parts.append(f"leaves that it was initialised with and did not return: {gone[:5]}")
-    if new := sorted(after - before):
-        parts.append(f"leaves that it returned and was not initialised with: {new[:5]}")
-    try:
-        structure: Any = jax.tree.structure(returned)
-        structure.flatten_up_to(initial)
-        detail = "a leaf was returned where a subtree was expected"
-    except ValueError as error:
-        detail = str(error)
-    parts.append(f"comparing what it returned with the initial state: {detail.rstrip('.')}")
-    return StructureError(
-        f"Structure mismatch: {owner} returned a state whose structure is not that of the "
-        f"initial state; {'; '.join(parts)}. Return the state with the structure that "
-        "`init_fn` (or the `state` argument) gave it."
-    )
-
-
-def _check_kind(owner: str, slot: _Slot, leaf: Any) -> None:
-    """Refuses values that the variable could only hold with loss."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:  # a Python number
-        return
-    expected = -1 if slot.key_impl is not None else kind(slot.variable.dtype)
-    got = kind(dtype)
-    if (got < 0) != (expected < 0) or got > expected:
-        raise StructureError(
-            f"Structure mismatch: {owner} returned state whose leaf `{paths.show(slot.path)}` has "
-            f"dtype {dtype}, but it was initialised as "
-            f"{'a PRNG key' if expected < 0 else slot.variable.dtype}. State must keep its dtype."
-        )
-
-
-def _check_static(owner: str, slot: _Slot, leaf: Any) -> None:
-    if is_array(leaf) or isinstance(leaf, jax.core.Tracer) or leaf != slot.static:
-        raise StructureError(
-            f"Structure mismatch: {owner} returned {leaf!r} for the leaf "
-            f"`{paths.show(slot.path)}`, which is not an array but the fixed value "
-            f"{slot.static!r}. Only arrays can change from call to call."
-        )
 
 
 def _pending(leaf: Any, copy: bool) -> Pending | None:
@@ -284,14 +249,20 @@ def _as_data(pending: Pending) -> tuple[Pending, Any]:
 
 
 def _variable(
-    owner: str, path: Path, pending: Pending, *, trainable: bool, float_dtype: str | None
+    owner: str,
+    path: Path,
+    pending: Pending,
+    *,
+    trainable: bool,
+    float_dtype: str | None,
+    autocast: bool,
 ) -> keras.Variable:
     own_dtype = jax.numpy.dtype(pending.spec.dtype)
     real = jax.numpy.issubdtype(own_dtype, np.floating)
 
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> jax.Array:
         # Keras may call this inside somebody's trace; the values must not become part of it.
-        with jax.ensure_compile_time_eval():
+        with jax.core.eval_context():
             return jax.numpy.asarray(pending.value(), dtype)
 
     with contextlib.ExitStack() as stack:
@@ -301,8 +272,8 @@ def _variable(
             initializer,
             shape=pending.spec.shape,
             dtype=float_dtype if float_dtype is not None and real else own_dtype.name,
-            trainable=trainable and is_trainable_dtype(own_dtype),
-            autocast=trainable,
+            trainable=trainable and bool(jax.numpy.issubdtype(own_dtype, np.inexact)),
+            autocast=autocast,
             layout=_layout("/".join((owner, *path)), pending.axes),
             name=path[-1] if path else "value",
         )

@@ -8,24 +8,22 @@ from typing import Any
 import keras
 
 from jaxlayer_core.errors import StructureError
-from jaxlayer_core.paths import Path
 from jaxlayer_core.variables import VariableTree
 
+_ESCAPES = str.maketrans({"%": "%25", ".": "%2E", "\0": "%00", "/": "."})
 
-def named(*trees: tuple[Path, VariableTree]) -> dict[str, keras.Variable]:
+
+def named(*trees: VariableTree) -> dict[str, keras.Variable]:
     """Variables of several trees by name.
 
-    Args:
-        *trees: each with the scope that its paths begin with.
-
     Returns:
-        Name to variable, such as `params.Dense_0.kernel`; `/` would nest in an HDF5 file. A dot
-        inside a name is escaped, so that names stay distinct.
+        Name to variable, such as `params.Dense_0.kernel`; `/` would nest in an HDF5 file. Dots
+        inside a name, and NUL, where HDF5 ends names, are escaped, so that names stay distinct.
     """
     return {
-        ".".join(part.replace("%", "%25").replace(".", "%2E") for part in (*scope, *path)): variable
-        for scope, tree in trees
-        for path, variable in zip(tree.paths, tree.variables, strict=True)
+        name.translate(_ESCAPES): variable
+        for tree in trees
+        for name, variable in zip(tree.names, tree.variables, strict=True)
     }
 
 

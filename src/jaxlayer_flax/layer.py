@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
-from jaxlayer_core import AdapterError, ModuleLayer
+from jaxlayer_core import AdapterError, ModuleLayer, SignatureError
 from jaxlayer_flax.linen import LinenAdapter
 
 
@@ -34,6 +34,13 @@ class FlaxLayer(ModuleLayer):
         training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
         rngs: streams to supply in training besides those that the module demands with
             `make_rng`: those that it only looks for with `has_rng`.
+        capture: paths of modules whose results, or of sown values, that the layer returns
+            beside its output: it then returns `(output, {path: value})`. A path is
+            `encoder/block_0`, or a regular expression for whole paths.
+        state_policy: collection, or pattern for paths that begin with the collection, to
+            role: `"state"`, `"cache"` (written in inference, too), `"loss"`, `"metric"`,
+            `"output"`, `"constant"`, `"drop"`, and for whole collections `"param"`. It goes
+            before `jaxlayer_flax.roles.COLLECTIONS`.
         seed: integer seed; makes the initial weights and all draws reproducible.
         native_serialization_platforms: accepted for compatibility with Keras; it concerns
             the TensorFlow backend.
@@ -62,12 +69,21 @@ class FlaxLayer(ModuleLayer):
         *,
         training_arg: str | Iterable[str] | None = None,
         rngs: Iterable[str] = (),
+        capture: str | Iterable[str] = (),
+        state_policy: Mapping[str, str] | None = None,
         seed: int | None = None,
         native_serialization_platforms: Any = None,
         **kwargs: Any,
     ) -> None:
+        for name in ("params", "state"):
+            if name in kwargs:
+                raise SignatureError(
+                    f"FlaxLayer has no argument {name!r}: params and state of a Flax module come "
+                    "together, as variables={'params': ..., 'batch_stats': ...}."
+                )
         self._rngs = tuple(rngs)
-        adapter = LinenAdapter(self._rngs)
+        self._capture = [capture] if isinstance(capture, str) else list(capture)
+        adapter = LinenAdapter(self._rngs, state_policy, self._capture)
         if not adapter.accepts(module):
             raise AdapterError(
                 f"FlaxLayer takes an instance of flax.linen.Module, got {module!r}"
@@ -83,6 +99,7 @@ class FlaxLayer(ModuleLayer):
             params=params,
             state=state,
             training_arg=training_arg,
+            state_policy=state_policy,
             seed=seed,
             **kwargs,
         )
@@ -92,5 +109,6 @@ class FlaxLayer(ModuleLayer):
         return {
             **super().get_config(),
             "rngs": list(self._rngs),
+            "capture": list(self._capture),
             "native_serialization_platforms": self._native_serialization_platforms,
         }

@@ -18,16 +18,16 @@ from jaxlayer_core import (
     Arguments,
     CallSignature,
     Outcome,
+    PatternError,
     PureModule,
     SignatureError,
     Variables,
     stream_key,
 )
 from jaxlayer_core.signature import parse_training_arg
-from jaxlayer_flax import modes, roles
-from jaxlayer_flax.roles import Role
-
-_NEVER_MUTABLE = tuple(n for n, r in roles.ROLES.items() if r in (Role.PARAMS, Role.DROP))
+from jaxlayer_flax import modes
+from jaxlayer_flax.capturing import Capture
+from jaxlayer_flax.roles import COLLECTIONS, Collections
 
 
 class LinenAdapter(Adapter):
@@ -36,6 +36,8 @@ class LinenAdapter(Adapter):
     Args:
         rngs: streams to supply in training besides those that a module demands: `make_rng`
             demands, `has_rng` only looks.
+        state_policy: roles of collections, before `jaxlayer_flax.roles.COLLECTIONS`.
+        capture: paths of intermediate results to return beside the output.
 
     Example:
         >>> LinenAdapter().accepts(nn.Dense(3))
@@ -44,8 +46,15 @@ class LinenAdapter(Adapter):
 
     framework = "flax.linen"
 
-    def __init__(self, rngs: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        rngs: Iterable[str] = (),
+        state_policy: Mapping[str, str] | None = None,
+        capture: str | Iterable[str] = (),
+    ) -> None:
         self._rngs = tuple(rngs)
+        self._collections = Collections(COLLECTIONS.extended(state_policy))
+        self._capture = Capture(capture)
 
     def accepts(self, obj: Any) -> bool:
         """Whether `obj` is a linen module."""
@@ -59,13 +68,15 @@ class LinenAdapter(Adapter):
         training_arg: str | Iterable[str] | None = None,
     ) -> PureModule:
         """Makes the canonical form of a module and one of its methods."""
-        return LinenModel(obj, method, training_arg, self._rngs).pure()
+        return LinenModel(
+            obj, method, training_arg, self._rngs, self._collections, self._capture
+        ).pure()
 
     def variables(self, given: Any) -> tuple[Any, Any]:
         """Splits a dict of collections into params and state."""
         collections = clean(given)
-        params = {k: v for k, v in collections.items() if roles.role(k) is Role.PARAMS}
-        state = {k: collections[k] for k in roles.keep(collections)}
+        params = {k: collections[k] for k in self._collections.trained(collections)}
+        state = {k: collections[k] for k in self._collections.kept(collections)}
         return params or None, state or None
 
 
@@ -92,6 +103,8 @@ class LinenModel:
         method: name, bound method or function of the module; None for `__call__`.
         training_arg: names of train flags, or None.
         rngs: streams to supply in training in any case.
+        collections: roles of the collections.
+        capture: what to return beside the output.
     """
 
     def __init__(
@@ -99,12 +112,16 @@ class LinenModel:
         module: nn.Module,
         method: Any,
         training_arg: str | Iterable[str] | None,
-        rngs: Iterable[str] = (),
+        rngs: Iterable[str],
+        collections: Collections,
+        capture: Capture,
     ) -> None:
         self._module = module
         self._name = f"the Flax module {type(module).__name__}"
         self._method = self._find_method(method)
         self._rngs = tuple(rngs)
+        self._collections = collections
+        self._capture = capture
         self._grown: set[str] = set()
         self._fill_children = False
         self._signature, self._attributes = self._find_flags(training_arg)
@@ -118,9 +135,10 @@ class LinenModel:
             has_modes=bool(
                 self._signature.flags or self._attributes or modes.unset_flags(self._module)
             ),
-            writes_in_inference=lambda path: roles.role(path[0]) is Role.CACHE,
+            policy=COLLECTIONS,
             scopes=((), ()),
             optional_groups=True,
+            captures=bool(self._capture),
         )
 
     def _find_method(self, method: Any) -> Callable[..., Any]:
@@ -190,8 +208,8 @@ class LinenModel:
                 ),
             )
         )
-        params = {k: v for k, v in variables.items() if roles.role(k) is Role.PARAMS}
-        state = {k: variables[k] for k in roles.keep(variables)}
+        params = {k: variables[k] for k in self._collections.trained(variables)}
+        state = {k: variables[k] for k in self._collections.kept(variables)}
         self._grown |= self._find_grown(params, state, rng, arguments)
         return Variables(params, {k: v for k, v in state.items() if k not in self._grown})
 
@@ -206,9 +224,15 @@ class LinenModel:
             (params, state),
             is_leaf=lambda x: isinstance(x, Annotated),
         )
-        _, mutated = self._apply({**plain[0], **plain[1]}, rng, arguments, True, _all_mutable())
+        mutable = nn.DenyList(self._collections.immutable({**plain[0], **plain[1]}, True))
+        _, mutated = self._apply({**plain[0], **plain[1]}, rng, arguments, True, mutable)
         after = clean(mutated)
-        return {k for k, v in plain[1].items() if _shape_of(v) != _shape_of(after[k])}
+        structure: Callable[[Any], Any] = jax.tree.structure
+        return {
+            name
+            for name, collection in plain[1].items()
+            if name in after and structure(collection) != structure(after[name])
+        }
 
     def _call(
         self, params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
@@ -219,33 +243,56 @@ class LinenModel:
         outputs, mutated = self._apply_in_mode(variables, rng, arguments, training)
         mutated = flax.core.unfreeze(nn.meta.unbox(mutated))
         new_state = state and {k: mutated.get(k, v) if k in kept else v for k, v in state.items()}
-        losses = {
-            f"{collection}/{'/'.join(path)}": jax.numpy.sum(
-                jax.numpy.stack(list(map(jax.numpy.sum, jax.tree.leaves(value))))
-            )
-            for collection in roles.sown(mutated)
+        sown = {
+            "/".join((collection, *path)): value
+            for collection in mutated.keys() - kept.keys()
             for path, value in flax.traverse_util.flatten_dict(mutated[collection]).items()
         }
-        return Outcome(outputs, new_state, losses)
+        captured = {}
+        if self._capture:
+            captured = self._captured(mutated.get("intermediates", {}), variables, rng, arguments)
+        return Outcome(outputs, new_state, sown, captured)
+
+    def _captured(
+        self, intermediates: Any, variables: Any, rng: jax.Array, arguments: Arguments
+    ) -> dict[str, Any]:
+        """What was asked for among the intermediate results of a call."""
+        try:
+            return self._capture.take(intermediates, self._name)
+        except PatternError as error:
+            mutable = nn.DenyList(variables)
+            _, everything = self._apply(variables, rng, arguments, False, mutable, capture=True)
+            raise self._capture.explain(everything.get("intermediates", {}), error) from None
 
     def _apply_in_mode(
         self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool
     ) -> tuple[Any, Any]:
         """Applies the module as its author would in this mode."""
-        if training:
-            return self._apply(variables, rng, arguments, training, _all_mutable())
-        cache = [name for name in variables if roles.role(name) is Role.CACHE]
+        immutable = self._collections.immutable(variables, training)
+        wanted = self._capture.wants if self._capture else False
+        if wanted:
+            immutable -= {"intermediates"}
         try:
-            return self._apply(variables, rng, arguments, training, cache)
+            mutable = nn.DenyList(immutable)
+            return self._apply(variables, rng, arguments, training, mutable, wanted)
         except Exception as error:
+            if training:
+                raise
             # It may insist on writing; let it, the layer does not keep what it writes.
+            mutable = nn.DenyList(self._collections.immutable(variables, True) & immutable)
             try:
-                return self._apply(variables, rng, arguments, training, _all_mutable())
+                return self._apply(variables, rng, arguments, training, mutable, wanted)
             except Exception:
                 raise error from None
 
     def _apply(
-        self, variables: Any, rng: jax.Array, arguments: Arguments, training: bool, mutable: Any
+        self,
+        variables: Any,
+        rng: jax.Array,
+        arguments: Arguments,
+        training: bool,
+        mutable: Any,
+        capture: Any = False,
     ) -> tuple[Any, Any]:
         """Applies the module, giving it just the rng streams that it asks for."""
 
@@ -259,6 +306,7 @@ class LinenModel:
                         rngs={name: stream_key(rng, name) for name in streams},
                         method=self._method,
                         mutable=mutable,
+                        capture_intermediates=capture,
                         **arguments.kwargs,
                     )
                 except flax.errors.InvalidRngError as error:
@@ -268,16 +316,6 @@ class LinenModel:
                     streams.append(asked[1])
 
         return self._in_mode(training, run)
-
-
-@functools.cache
-def _all_mutable() -> nn.DenyList:
-    return nn.DenyList(_NEVER_MUTABLE)
-
-
-def _shape_of(tree: Any) -> str:
-    """The structure of a tree, comparable."""
-    return str(jax.tree.structure(tree))
 
 
 def _entries(collection: Any) -> Iterable[Any]:

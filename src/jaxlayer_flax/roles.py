@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 
+from jaxlayer_core.roles import Policy, Role
 
-class Role(enum.Enum):
-    """What a collection is to the layer."""
+COLLECTIONS = Policy(
+    {
+        "params": Role.PARAM,
+        # https://github.com/google/flax/blob/main/flax/linen/fp8_ops.py
+        "_overwrite_with_gradient": Role.OVERWRITTEN,
+        "cache": Role.CACHE,
+        "losses": Role.LOSS,
+        "intermediates": Role.DROP,
+        "perturbations": Role.DROP,
+        # Names of axes, as flax.linen.partitioning and T5X write beside the params.
+        "[^/]*_axes": Role.CONSTANT,
+    },
+    default=Role.STATE,
+)
+"""Roles by collection; `FlaxLayer(..., state_policy=...)` goes first."""
 
-    PARAMS = "trained"
-    STATE = "kept from call to call, written in training only"
-    CACHE = "kept from call to call, written in inference too"
-    LOSS = "sown scalars that are added to the loss"
-    DROP = "made anew in every call and not kept"
+_DROPPED = ("intermediates", "perturbations")
 
 
-ROLES = {
-    "params": Role.PARAMS,
-    "cache": Role.CACHE,
-    "losses": Role.LOSS,
-    "intermediates": Role.DROP,
-    "perturbations": Role.DROP,
-}
-"""Collections with a role of their own; every other one is `Role.STATE`."""
+class Collections:
+    """The collections of one model.
 
-
-def role(collection: str) -> Role:
-    """The role of a collection.
-
-    Example:
-        >>> role("batch_stats")
-        <Role.STATE: 'kept from call to call, written in training only'>
+    Args:
+        policy: their roles.
     """
-    return ROLES.get(collection, Role.STATE)
 
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
 
-def keep(collections: Iterable[str]) -> list[str]:
-    """Those that become variables of the layer's state."""
-    return [name for name in collections if role(name) in (Role.STATE, Role.CACHE)]
+    def role(self, collection: str) -> Role:
+        """The role of a collection.
 
+        Example:
+            >>> Collections(COLLECTIONS).role("batch_stats")
+            <Role.STATE: 'state'>
+        """
+        return self._policy.role((collection,))
 
-def sown(collections: Iterable[str]) -> list[str]:
-    """Those whose scalars are losses."""
-    return [name for name in collections if role(name) is Role.LOSS]
+    def trained(self, names: Iterable[str]) -> list[str]:
+        """Those that are the layer's params."""
+        return [n for n in names if self.role(n) in (Role.PARAM, Role.OVERWRITTEN)]
+
+    def kept(self, names: Iterable[str]) -> list[str]:
+        """Those that are the layer's state."""
+        return [n for n in names if self.role(n) in (Role.STATE, Role.CACHE, Role.CONSTANT)]
+
+    def immutable(self, names: Iterable[str], training: bool) -> set[str]:
+        """Those that a call must not change: nobody would see it, or it would do harm.
+
+        Args:
+            names: the collections that the model has.
+            training: whether the call is one in training.
+        """
+        written = (Role.STATE, Role.CACHE) if training else (Role.CACHE,)
+        dropped = {n for n in _DROPPED if self.role(n) is Role.DROP}
+        return {n for n in names if self.role(n) not in written} | dropped

@@ -9,10 +9,14 @@ import jax
 
 from jaxlayer_core import Adapter, Arguments, CallSignature, Outcome, PureModule, Variables
 from jaxlayer_haiku import transforms
+from jaxlayer_haiku.capturing import Capture
 
 
 class HaikuAdapter(Adapter):
     """Adapts transforms of every kind, module classes and partials of them, and functions.
+
+    Args:
+        capture: names of modules whose results are returned beside the output.
 
     Example:
         >>> import haiku as hk
@@ -21,6 +25,9 @@ class HaikuAdapter(Adapter):
     """
 
     framework = "haiku"
+
+    def __init__(self, capture: str | Iterable[str] = ()) -> None:
+        self._capture = Capture(capture)
 
     def accepts(self, obj: Any) -> bool:
         """Whether `obj` is a transform or a module class; a function does not tell."""
@@ -48,10 +55,11 @@ class HaikuAdapter(Adapter):
         def call(
             params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
         ) -> Outcome:
-            outputs, new_state = model.apply(
-                params, state, rng, *arguments.args, **arguments.kwargs
-            )
-            return Outcome(outputs, new_state, {})
+            with self._capture.recording(model.name) as captured:
+                outputs, new_state = model.apply(
+                    params, state, rng, *arguments.args, **arguments.kwargs
+                )
+            return Outcome(outputs, new_state, captured=captured)
 
         return PureModule(
             init,
@@ -59,4 +67,5 @@ class HaikuAdapter(Adapter):
             signature,
             has_modes=bool(signature.flags),
             init_signature=init_signature,
+            captures=bool(self._capture),
         )

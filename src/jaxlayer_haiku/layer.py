@@ -16,12 +16,17 @@ from jaxlayer_haiku.adapter import HaikuAdapter
 _LAYER_OPTIONS = {
     "activity_regularizer",
     "autocast",
+    "constraints",
     "copy_variables",
     "dtype",
     "input_dim",
     "input_shape",
+    "keep_float32",
     "name",
     "non_array_outputs",
+    "regularizers",
+    "remat",
+    "state_policy",
     "trainable",
     "unpack_inputs",
 }
@@ -48,6 +53,9 @@ class HaikuLayer(ModuleLayer):
         state: initial state; None to initialise.
         seed: integer seed; makes the initial weights and all draws reproducible.
         training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
+        capture: names of modules, as in the params (`resnet/~/block_0`), or regular
+            expressions for whole names: the layer then returns `(output, {name: value})`
+            with what these modules return. For a method: `encoder/embed`.
         module_kwargs: keyword arguments of the `hk.Module` class, where they have the name
             of a layer option, such as `name`.
         **kwargs: options of the layer, see `PureLayer`; the rest are keyword arguments of
@@ -77,6 +85,7 @@ class HaikuLayer(ModuleLayer):
         state: Any = None,
         seed: int | None = None,
         training_arg: str | Iterable[str] | None = None,
+        capture: str | Iterable[str] = (),
         module_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -85,6 +94,7 @@ class HaikuLayer(ModuleLayer):
                 "HaikuLayer takes a function that uses Haiku modules, a Haiku transform or an "
                 f"hk.Module class, got {module!r}."
             )
+        self._capture = [capture] if isinstance(capture, str) else list(capture)
         own = {**(module_kwargs or {})}
         own |= {name: kwargs.pop(name) for name in list(kwargs) if name not in _LAYER_OPTIONS}
         if args or own:
@@ -97,7 +107,7 @@ class HaikuLayer(ModuleLayer):
             module = functools.partial(module, *args, **own)
         super().__init__(
             module,
-            adapter=HaikuAdapter,
+            adapter=HaikuAdapter(self._capture),
             method=method,
             params=_plain(params),
             state=_plain(state),
@@ -105,6 +115,10 @@ class HaikuLayer(ModuleLayer):
             training_arg=training_arg,
             **kwargs,
         )
+
+    def get_config(self) -> dict[str, Any]:
+        """Config with the model as Keras serialises it."""
+        return {**super().get_config(), "capture": list(self._capture)}
 
 
 def _plain(tree: Any) -> Any:

@@ -63,9 +63,9 @@ def to_stateful(obj: Any, method: Any) -> Stateful:
         takes_rng = _takes_rng(obj.init, obj.apply, stateful)
         init_own = tuple(inspect.signature(obj.init).parameters.values())[1:]
         own = tuple(inspect.signature(obj.apply).parameters.values())[1 + stateful + takes_rng :]
-        # Haiku's signature of `apply` loses an argument of the model's own that is called `state`.
-        if {p.name for p in own} <= {p.name for p in init_own}:
-            own = init_own
+        if original := _original(obj):
+            # Haiku's signatures lack arguments of the model's own called `rng` or `state`.
+            own = init_own = tuple(inspect.signature(original).parameters.values())
         return Stateful(
             _init_with_state(obj.init, stateful),
             _apply_with_all(obj.apply, stateful, takes_rng),
@@ -79,6 +79,12 @@ def to_stateful(obj: Any, method: Any) -> Stateful:
     transformed = hk.transform_with_state(function)
     parameters = tuple(inspect.signature(function).parameters.values())
     return Stateful(transformed.init, transformed.apply, parameters, _name(obj))
+
+
+def _original(transformed: Any) -> Callable[..., Any] | None:
+    """The function that Haiku transformed, or None if `init` and `apply` have not one."""
+    original: Callable[..., Any] | None = getattr(transformed.init, "_original_fn", None)
+    return original if getattr(transformed.apply, "_original_fn", None) is original else None
 
 
 def _refuse_method(obj: Any, method: Any) -> None:
@@ -126,7 +132,7 @@ def _from_multi(multi: Any, method: Any) -> Stateful:
     if method is not None and str(method) not in named:
         raise SignatureError(f"There is no method {method!r}. {choice}")
 
-    def undecided(params: Any, state: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+    def undecided(params: Any, state: Any, key: jax.Array, /, *args: Any, **kwargs: Any) -> Any:
         raise SignatureError(f"No method is chosen. {choice}")
 
     stateful = isinstance(multi, hk.MultiTransformedWithState)
@@ -160,14 +166,14 @@ def _takes_rng(init: Callable[..., Any], apply: Callable[..., Any], stateful: bo
 
 
 def _init_with_state(init: Callable[..., Any], stateful: bool) -> Callable[..., Any]:
-    def with_state(rng: jax.Array, *args: Any, **kwargs: Any) -> Any:
+    def with_state(rng: jax.Array, /, *args: Any, **kwargs: Any) -> Any:
         return init(rng, *args, **kwargs), {}
 
     return init if stateful else with_state
 
 
 def _apply_with_all(apply: Callable[..., Any], stateful: bool, rng: bool) -> Callable[..., Any]:
-    def full(params: Any, state: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+    def full(params: Any, state: Any, key: jax.Array, /, *args: Any, **kwargs: Any) -> Any:
         before = (params, state) if stateful else (params,)
         outputs = apply(*before, *((key,) if rng else ()), *args, **kwargs)
         return outputs if stateful else (outputs, state)

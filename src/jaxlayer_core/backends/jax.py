@@ -82,7 +82,9 @@ class InitProgram:
         jaxpr, needed = _live_part(self._program.jaxpr, wanted)
         # Nothing reads the inputs that are not needed.
         values = [inputs(i) if need else None for i, need in enumerate(needed[1:])]
-        with jax.ensure_compile_time_eval():
+        # Not `jax.ensure_compile_time_eval`: inside the operations that are compiled here, it
+        # would make constants of whatever has no inputs, some as large as the weights.
+        with jax.core.eval_context():
             results = iter(jax.core.eval_jaxpr(jaxpr, self._program.consts, key, *values))
         return [next(results) if want else None for want in wanted]
 

@@ -1,0 +1,101 @@
+"""What becomes of what a model owns or makes besides its params: a declared table."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+
+from jaxlayer_core.errors import PatternError
+from jaxlayer_core.paths import Path
+
+
+class Role(enum.Enum):
+    """What a leaf is to the layer. The values are the words that users write."""
+
+    PARAM = "param"
+    """Trained."""
+    OVERWRITTEN = "overwritten"
+    """Trained by being replaced by its gradient, as the scales of fp8 are."""
+    STATE = "state"
+    """Kept from call to call; written in training."""
+    CACHE = "cache"
+    """Kept from call to call; written in inference, too."""
+    LOSS = "loss"
+    """Added to the loss."""
+    METRIC = "metric"
+    """Averaged, and reported by `fit` and `evaluate`."""
+    OUTPUT = "output"
+    """Returned beside the output."""
+    CONSTANT = "constant"
+    """Carried along, never written and never a weight."""
+    DROP = "drop"
+    """Made anew in every call and not kept."""
+
+
+class Policy:
+    """A table from path patterns to roles; the first that matches counts.
+
+    A pattern is a regular expression for a leaf's path or for the first segments of it:
+    `batch_stats` and `batch_stats/.*/mean` both match `batch_stats/norm/mean`.
+
+    Args:
+        table: pattern to `Role`, or to its word.
+        default: the role of all other paths.
+
+    Raises:
+        PatternError: a word is no role, or a pattern no regular expression.
+
+    Example:
+        >>> Policy({"cache": "cache"}).role(("cache", "attention", "key"))
+        <Role.CACHE: 'cache'>
+    """
+
+    def __init__(self, table: Mapping[str, Role | str], default: Role = Role.STATE) -> None:
+        self._table = {pattern: _role(pattern, role) for pattern, role in table.items()}
+        self._expressions = [(_expression(p), role) for p, role in self._table.items()]
+        self._default = default
+        self._known: dict[Path, Role] = {}
+
+    def role(self, path: Path) -> Role:
+        """The role of a leaf."""
+        if path not in self._known:
+            name = "/".join(path)
+            found = (role for expression, role in self._expressions if expression.match(name))
+            self._known[path] = next(found, self._default)
+        return self._known[path]
+
+    def uses(self, role: Role) -> bool:
+        """Whether any path may have this role."""
+        return role is self._default or role in self._table.values()
+
+    def extended(self, table: Mapping[str, Role | str] | None) -> Policy:
+        """This policy, after entries that go first."""
+        return Policy({**table, **self._without(table)}, self._default) if table else self
+
+    def _without(self, table: Mapping[str, Role | str]) -> dict[str, Role]:
+        return {pattern: role for pattern, role in self._table.items() if pattern not in table}
+
+
+STATE_ONLY = Policy({})
+"""All state is written in training."""
+
+
+def _role(pattern: str, role: Role | str) -> Role:
+    try:
+        return Role(role)
+    except ValueError as error:
+        words = ", ".join(repr(r.value) for r in Role)
+        raise PatternError(
+            f"state_policy: {pattern!r} has {role!r}, which is no role. Roles are {words}.",
+            cause=error,
+        ) from error
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:{pattern})(?:/|$)")
+    except re.error as error:
+        raise PatternError(
+            f"state_policy: {pattern!r} is not a regular expression: {error}.", cause=error
+        ) from error

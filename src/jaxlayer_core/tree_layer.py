@@ -1,0 +1,264 @@
+"""A Keras layer whose variables are two pytrees: freezing, precision, saving, by path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import keras
+
+from jaxlayer_core import keras_bridge, summary, weights
+from jaxlayer_core.errors import BuildError, StructureError
+from jaxlayer_core.freezing import Freezing
+from jaxlayer_core.leaf_rules import LeafRules
+from jaxlayer_core.metrics import ReportedMean
+from jaxlayer_core.paths import Path
+from jaxlayer_core.patterns import Pattern
+from jaxlayer_core.pure import PyTree
+from jaxlayer_core.roles import Policy
+from jaxlayer_core.variables import VariableTree
+
+
+class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
+    """Keeps params and state as Keras variables. Abstract; see `PureLayer` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        copy_variables: bool = True,
+        regularizers: Mapping[str, Any] | None = None,
+        constraints: Mapping[str, Any] | None = None,
+        keep_float32: str | Iterable[str] = (),
+        dtype: Any = None,
+        autocast: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # A policy that the user chose casts; Keras' default one must not touch the model.
+        self._has_policy = dtype is not None or keras.config.dtype_policy().name != "float32"
+        # A global mixed policy says how to compute, not that every weight is float32.
+        self._has_own_dtype = dtype is not None
+        self._rules = LeafRules(regularizers, constraints, keep_float32)
+        self._freezing = Freezing()
+        self._params = self._state = VariableTree((), None)
+        super().__init__(dtype=dtype, autocast=autocast and self._has_policy, **kwargs)
+        self._seed = seed
+        self._autocast = autocast
+        self._copy_variables = copy_variables
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._reported: list[ReportedMean] = []
+
+    @property
+    def params(self) -> PyTree:
+        """The model's params: its own pytree, with Keras variables as leaves."""
+        return self._params.tree
+
+    @property
+    def state(self) -> PyTree:
+        """The model's state: its own pytree, with Keras variables as leaves."""
+        return self._state.tree
+
+    def _create_variables(
+        self,
+        params: PyTree,
+        state: PyTree,
+        *,
+        owner: str,
+        scopes: tuple[Path, Path],
+        policy: Policy,
+        complete: bool,
+    ) -> None:
+        """Makes variables of two trees, in which some leaves may be variables already.
+
+        Args:
+            params: the model's params.
+            state: its state.
+            owner: path of the layer, whose name scope is open.
+            scopes: names before the paths of params and of state.
+            policy: roles of the leaves.
+            complete: whether no more leaves will come.
+        """
+        widened = self._has_own_dtype or self.variable_dtype != "float32"
+        self._params = VariableTree.create(
+            params,
+            owner=owner,
+            scope=scopes[0],
+            trainable=True,
+            policy=policy,
+            dtype=self.variable_dtype if self._has_policy and widened else None,
+            uncast=self._rules.keeps_float32,
+            copy=self._copy_variables,
+        )
+        self._state = VariableTree.create(
+            state,
+            owner=owner,
+            scope=scopes[1],
+            trainable=False,
+            policy=policy,
+            copy=self._copy_variables,
+        )
+        if twice := sorted({*self._params.names} & {*self._state.names}):
+            raise StructureError(
+                f"A leaf of the params and a leaf of the state of {self.name} are both called "
+                f"{twice[0]!r}. Their adapter gives them no scopes that keep them apart: "
+                "PureModule(scopes=...)."
+            )
+        # Attributes that are lists of variables are what Keras tracks.
+        self._param_variables = self._params.variables
+        self._state_variables = self._state.variables
+        if complete:
+            self._rules.apply(dict(zip(self._params.names, self._params.variables, strict=True)))
+            self._freezing.settle([*self._params.names, *self._state.names])
+        self.trainable = self._trainable
+
+    # Freezing.
+
+    def freeze(self, pattern: Pattern | Iterable[Pattern]) -> None:
+        """Freezes leaves: params are not trained any more, state is not written.
+
+        A frozen part still runs in the mode of the layer; `layer.trainable = False` freezes
+        everything and runs it in inference mode. As with `trainable`, a model that was
+        compiled before has to be compiled again.
+
+        Args:
+            pattern: a regular expression to search in the leaves' paths, which begin with
+                `params/` (Haiku, plain functions: also `state/`) or the collection's name
+                (Flax); or a function from a path to a bool; or several.
+
+        Raises:
+            PatternError: a pattern matches nothing; the message lists near misses. Before
+                the layer is built, that shows when it is.
+
+        Example:
+            >>> import flax.linen as nn, jax.numpy as jnp
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2))
+            >>> layer.freeze("kernel")
+            >>> _ = layer(jnp.ones((4, 3)))
+            >>> [variable.name for variable in layer.trainable_variables]
+            ['bias']
+        """
+        self._freezing.add(pattern, frozen=True)
+        self.trainable = self._trainable
+
+    def unfreeze(self, pattern: Pattern | Iterable[Pattern]) -> None:
+        """Undoes `freeze` for leaves; takes what that takes."""
+        self._freezing.add(pattern, frozen=False)
+        self.trainable = self._trainable
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer is trained; if not, it runs in inference mode and writes nothing."""
+        return bool(self._trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        for name, variable in zip(self._params.names, self._params.variables, strict=True):
+            frozen = not value or name in self._freezing.frozen
+            variable.trainable = not frozen and self._params.is_trainable(variable)
+
+    # Precision.
+
+    @property
+    def dtype_policy(self) -> Any:
+        """The dtype policy. Setting one makes it count, as `dtype=` does for the compute dtype."""
+        return keras.layers.Layer.dtype_policy.fget(self)
+
+    @dtype_policy.setter
+    def dtype_policy(self, value: Any) -> None:
+        keras.layers.Layer.dtype_policy.fset(self, value)
+        self._has_policy = True
+        self.autocast = self._autocast
+
+    # Metrics.
+
+    def _create_metrics(self, names: Iterable[str]) -> None:
+        """Makes what reports scalars of these names."""
+        self._metric_sums = []
+        self._reported = []
+        for name in names:
+            with keras.name_scope("metrics"), keras.name_scope(name.replace("/", ".")):
+                sums = [
+                    keras.Variable(jnp.zeros, shape=(), dtype="float32", trainable=False, name=part)
+                    for part in ("total", "count")
+                ]
+            self._metric_sums += sums
+            self._reported += [ReportedMean(sums, name)]
+
+    def _report(self, values: Mapping[str, Any]) -> None:
+        """Adds scalars to the metrics of their names; in a trace that is not Keras', none."""
+        if keras_bridge.is_foreign_trace(values):
+            return
+        metrics = {metric.name: metric for metric in self._reported}
+        for name, value in values.items():
+            if name in metrics:
+                metrics[name].update_state(value)
+
+    # Showing.
+
+    def summary(self, print_fn: Callable[[str], Any] | None = None) -> None:
+        """Prints the model's own variables: paths, shapes, dtypes, sizes, what is trained.
+
+        Args:
+            print_fn: gets the table as text; None to print it to the terminal, in color.
+
+        Raises:
+            BuildError: the layer is not built.
+
+        Example:
+            >>> import flax.linen as nn
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2))
+            >>> layer.build((None, 3))
+            >>> layer.summary(print_fn=lambda text: print("6 values" in text, "kernel" in text))
+            False True
+        """
+        if not self.built:
+            raise BuildError(
+                f"{self.name} has no variables to show before it is built. Call it on data or "
+                "on keras.Input(...), or use layer.build(input_shape)."
+            )
+        names = [*self._params.names, *self._state.names]
+        variables = [*self._params.variables, *self._state.variables]
+        title = f"{self.name} ({type(self).__name__})"
+        named = list(zip(names, variables, strict=True))
+        summary.show(title, named, self._freezing.frozen, print_fn)
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """Config of the layer's own options."""
+        config: dict[str, Any] = super().get_config()
+        if not self._has_policy:
+            config["dtype"] = None  # Keras' default, which must not come back as a choice
+        return {
+            **config,
+            **self._rules.get_config(),
+            "seed": self._seed,
+            "autocast": self._autocast,
+            "freezing": self._freezing.get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TreeLayer:
+        """Rebuilds the layer from `get_config()`."""
+        config = dict(config)
+        steps = config.pop("freezing", ())
+        layer: TreeLayer = super().from_config(config)
+        layer._freezing.replay(steps)
+        return layer
+
+    def save_own_variables(self, store: Any) -> None:
+        """Stores each variable under its own path, and the seed's state."""
+        weights.save(self._stored(), store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads each variable by its own path, and the seed's state, so that draws go on."""
+        weights.load(self.name, self._stored(), store)
+
+    def _stored(self) -> dict[str, keras.Variable]:
+        return weights.named(self._params, self._state) | {
+            "seed_generator": self.seed_generator.state
+        }
