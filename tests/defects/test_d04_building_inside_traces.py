@@ -81,7 +81,7 @@ def test_deferred_sequential_in_fit(make):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError).
     """
     layer = make()
-    model = keras.Sequential([layer, keras.layers.Dense(2)])
+    model = keras.Sequential([layer, keras.layers.Dense(2, use_bias=False)])
     model.compile("sgd", "mse")
     history = model.fit(X, Y, epochs=2, verbose=0).history["loss"]
     assert history[1] < history[0]

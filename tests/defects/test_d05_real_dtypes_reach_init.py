@@ -61,7 +61,7 @@ def test_embedding_in_a_deferred_sequential(make, values):
     Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (ValueError).
     """
     layer = make()
-    model = keras.Sequential([layer, keras.layers.Flatten(), keras.layers.Dense(1)])
+    model = keras.Sequential([layer, keras.layers.Flatten(), keras.layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse")
     model.fit(IDS, np.ones((2, 1)), verbose=0)
     np.testing.assert_array_equal(layer(IDS), rows(layer, values))

@@ -49,7 +49,7 @@ def test_haiku_paths():
     layer = HaikuLayer(lambda x: hk.nets.MLP([3, 2])(x))
     layer.build((None, 4))
     assert sorted(v.path for v in layer.weights) == [
-        f"haiku_layer/params/mlp/~/linear_{i}/{leaf}" for i in (0, 1) for leaf in "bw"
+        f"{layer.name}/params/mlp/~/linear_{i}/{leaf}" for i in (0, 1) for leaf in "bw"
     ]
 
 
@@ -87,8 +87,8 @@ def test_given_variables_have_the_same_paths():
     given = {"params": {"kernel": np.ones((4, 2)), "bias": np.ones(2)}}
     layer = FlaxLayer(nn.Dense(2), variables=given)
     assert sorted(v.path for v in layer.weights) == [
-        "flax_layer/params/bias",
-        "flax_layer/params/kernel",
+        f"{layer.name}/params/bias",
+        f"{layer.name}/params/kernel",
     ]
 
 
@@ -216,7 +216,7 @@ def test_order_never_decides_what_loads_where(values, assert_same):
     layer = FlaxLayer(Eleven(), variables=distinct())
     layer.build((None, 4))
     for i in range(11):
-        (bias,) = (v for v in layer.weights if v.path == f"flax_layer/params/Dense_{i}/bias")
+        (bias,) = (v for v in layer.weights if v.path == f"{layer.name}/params/Dense_{i}/bias")
         np.testing.assert_array_equal(values(bias), np.full(4, i))
     store = {}
     layer.save_own_variables(store)

@@ -141,7 +141,7 @@ def test_integers_among_the_params_of_a_function():
         params={"order": np.array([1, 0]), "w": np.ones((2, 2), "float32"), "on": True},
     )
     fit(layer)
-    assert [v.path for v in layer.trainable_weights] == ["jax_layer/params/w"]
+    assert [v.path for v in layer.trainable_weights] == [f"{layer.name}/params/w"]
 
 
 @pytest.mark.parametrize("boxed", [True, False], ids=["boxed", "plain"])
