@@ -1,0 +1,1 @@
+"""Counter-examples are looked for, not thought of: random trees, signatures and models."""
