@@ -18,6 +18,14 @@ import numpy as np
 import pytest
 
 
+def pytest_runtest_setup(item):
+    """Skips what is marked `without("VARIABLE=value")` under that setting."""
+    for mark in item.iter_markers("without"):
+        variable, _, value = mark.args[0].partition("=")
+        if os.environ.get(variable) == value:
+            pytest.skip(f"says nothing under {mark.args[0]}")
+
+
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Every test starts with Keras' defaults: names, policy, distribution, global seed."""

@@ -1,5 +1,7 @@
 """Everything a user can get wrong, and what they are told."""
 
+import inspect
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -10,12 +12,17 @@ import pytest
 
 from jaxlayer import FlaxLayer, HaikuLayer, JaxLayer, as_layer
 from jaxlayer_core import (
+    Adapter,
     AdapterError,
     BuildError,
+    CallSignature,
     JaxLayerError,
     ModuleError,
+    Outcome,
+    PureModule,
     SignatureError,
     StructureError,
+    Variables,
 )
 
 X = np.ones((6, 4), "float32")
@@ -426,3 +433,29 @@ def test_the_cause_is_attached_in_an_eager_call():
     with pytest.raises(ModuleError, match="Own: inside") as info:
         FlaxLayer(Raises())(X, training=True)
     assert isinstance(info.value.__cause__, Own)
+
+
+def test_params_of_a_flax_layer():
+    with pytest.raises(SignatureError, match=r"FlaxLayer has no argument 'params': .*variables="):
+        as_layer(nn.Dense(2), params={})
+
+
+def test_leaves_of_params_and_state_with_the_same_name():
+    class Colliding(Adapter):
+        framework = "test"
+
+        def accepts(self, obj):
+            return True
+
+        def purify(self, obj, *, method=None, training_arg=None):
+            x = inspect.Parameter("x", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            return PureModule(
+                init=lambda rng, arguments: Variables({"w": jnp.ones(2)}, {"w": jnp.ones(2)}),
+                call=lambda params, state, *_: Outcome(params["w"], state),
+                signature=CallSignature.read("a test", [x], None),
+                has_modes=False,
+                scopes=((), ()),
+            )
+
+    with pytest.raises(StructureError, match=r"are both called 'w'.*PureModule\(scopes=...\)"):
+        as_layer(object(), adapter=Colliding())(np.ones(2))

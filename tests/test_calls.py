@@ -212,13 +212,13 @@ def test_fit_in_a_subclassed_model(case, values):
 @pytest.mark.parametrize("data", [(A, B), [A, B], {"a": A, "b": B}], ids=["tuple", "list", "dict"])
 def test_unpacked_in_sequential(data, values):
     layer = FlaxLayer(Several(), unpack_inputs=True, seed=2)
-    model = keras.Sequential([layer, keras.layers.Dense(1)])
+    model = keras.Sequential([layer, keras.layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse")
     model.fit(data, np.ones((6, 1), "float32"), batch_size=6, verbose=0)
     head = values(model.layers[1].weights)
     hidden = jax.jit(Several().apply)(values(layer.params), A, B)
     np.testing.assert_allclose(
-        model.predict(data, verbose=0), hidden @ head[0] + head[1], rtol=1e-5, atol=1e-5
+        model.predict(data, verbose=0), hidden @ head[0], rtol=1e-5, atol=1e-5
     )
 
 
@@ -251,6 +251,7 @@ def test_equal_values_of_different_types_are_different(order, values):
         np.testing.assert_allclose(layer(A, factor=factor), times * plain, rtol=1e-6)
 
 
+@pytest.mark.without("JAX_DEBUG_NANS=true")
 def test_signed_zeros_and_nan_are_told_apart():
     layer = HaikuLayer(lambda x, value=0.0: jnp.copysign(x, value))
     one = np.ones(2, "float32")

@@ -89,3 +89,16 @@ def test_benchmark_prints_ratios(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"mlp +eager call +[\d.]+ +[\d.]+ us", done.stdout), done.stdout
     assert (tmp_path / "results" / "overhead.json").exists()
+
+
+@pytest.mark.slow
+def test_training_benchmark_prints_its_tables(tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text((ROOT / "benchmarks" / "training.py").read_text())
+    done = python(script, "--quick")
+    assert done.returncode == 0, done.stderr
+    for title in ("loss curves", "step time", "remat", "long life"):
+        assert re.search(rf"^{title}$", done.stdout, re.M), done.stdout
+    differences = re.findall(r"largest relative difference: (\S+)", done.stdout)
+    assert max(map(float, differences)) < 1e-5
+    assert (tmp_path / "results" / "training.json").exists()

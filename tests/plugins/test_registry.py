@@ -42,7 +42,7 @@ def adapter_for(cls, power=1):
 
             def call(params, state, rng, arguments, training):
                 factor = getattr(obj, "factor", 1.0) ** power
-                return Outcome(arguments.args[0] * factor, state, {})
+                return Outcome(arguments.args[0] * factor, state)
 
             x = inspect.Parameter("x", inspect.Parameter.POSITIONAL_OR_KEYWORD)
             return PureModule(init, call, CallSignature.read("Scale", [x]), has_modes=False)
