@@ -31,8 +31,9 @@ lint: $(VENV)/.lint  ## check style and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-bench: $(VENV)/.demo  ## measure what the layers cost over native JAX
+bench: $(VENV)/.demo  ## measure what the layers and their options cost
 	$(RUN) benchmarks/overhead.py
+	$(RUN) benchmarks/training.py
 
 clean:  ## remove the environment and all that was built
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
