@@ -93,3 +93,30 @@ def test_freezing_changes_the_mode_at_once(skips):
     layer.trainable = False
     layer(x, training=False)
     assert not skips()
+
+
+class Penalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        if train:
+            self.sow("losses", "size", (x**2).sum())
+        return nn.Dense(2)(x)
+
+
+def test_losses_of_the_last_call_go_with_the_next(skips):
+    layer = FlaxLayer(Penalised())
+    layer(x, training=False)
+    layer(x, training=True)
+    assert len(layer.losses) == 1
+    layer(x, training=False)
+    assert skips()
+    assert layer.losses == []
+
+
+def test_nothing_of_a_trace_is_left_after_the_next_call(skips):
+    layer = FlaxLayer(Penalised())
+    layer(x, training=False)
+    jax.jit(lambda x: layer(x, training=True))(x)
+    layer(x, training=False)
+    assert skips()
+    assert layer.losses == []

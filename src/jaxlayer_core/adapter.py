@@ -43,6 +43,13 @@ class Adapter(abc.ABC):
             training_arg: the train flag, where the user names it; see
                 `jaxlayer_core.signature.parse_training_arg`.
 
+        An adapter may take two more keywords, which it gets if it has them:
+
+        - `capture`: what the user wants of intermediate results, for
+          `jaxlayer_core.capturing.Capture`; without it a layer with `capture=` is refused.
+        - `state_policy`: the user's roles by path, where they decide what is params and what
+          is state. The layer puts them before the `policy` of the result in any case.
+
         Raises:
             SignatureError: there is no such method or flag.
         """

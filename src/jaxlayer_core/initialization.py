@@ -19,7 +19,7 @@ from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, Arguments, PureModule, PyTree, Variables
 from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.structure import CallStructure, Packed
-from jaxlayer_core.variables import Pending, VariableTree, is_leaf
+from jaxlayer_core.variables import Pending, Slot, VariableTree, is_leaf
 
 InitFunction = Callable[[Any, Sequence[Any]], Packed]
 
@@ -66,8 +66,8 @@ def plan(
         given: params and state that the user gave; their trees are None where not given.
 
     Returns:
-        Params and state; leaves are the variables that exist, `Pending` for those to be
-        computed, and static values.
+        Params and state; leaves are the `Slot`s of variables that exist, `Pending` for those
+        to be computed, and static values.
 
     Raises:
         StructureError: something given does not fit what the module needs.
@@ -88,7 +88,7 @@ def plan(
         [_Needed(spec, next(numbered)) for spec in out.arrays], out.treedef, out.statics
     ).unpack()
     merged = Variables(
-        *(_merge(module, tree.tree, need) for tree, need in zip(given, needs, strict=True))
+        *(_merge(module, tree.slots, need) for tree, need in zip(given, needs, strict=True))
     )
     owner = module.signature.owner
     return Variables(*(_fill(owner, tree, values, form) for tree in merged))
@@ -176,17 +176,17 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
         if path not in have:
             problems.append(f"`{name}` is missing (expected shape {spec.shape})")
             continue
-        if not hasattr(have[path], "shape"):
+        if not isinstance(have[path], Slot):
             kind = type(have[path]).__name__
             problems.append(f"`{name}` is {have[path]!r} of type {kind}, expected an array")
             continue
-        shape, dtype = tuple(have[path].shape), jax.numpy.dtype(have[path].dtype)
+        shape, dtype = have[path].spec.shape, have[path].spec.dtype
         if len(shape) != len(spec.shape) or any(
             want not in (None, got) for got, want in zip(shape, spec.shape, strict=True)
         ):
             problems.append(f"`{name}` has shape {shape}, expected {spec.shape}")
-        elif specs.kind(dtype) != max(specs.kind(spec.dtype), 0):
-            problems.append(f"`{name}` has dtype {dtype}, expected {jax.numpy.dtype(spec.dtype)}")
+        elif specs.kind(dtype) != specs.kind(spec.dtype):
+            problems.append(f"`{name}` has dtype {dtype}, expected {spec.dtype}")
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""

@@ -18,6 +18,7 @@ __all__ = [
     "in_symbolic_scope",
     "is_foreign_trace",
     "is_idle",
+    "is_in_step",
     "mask",
     "raw_value",
     "uniterable",
@@ -37,6 +38,11 @@ def is_foreign_trace(values: Any) -> bool:
     """Whether values are of a JAX trace in which Keras does not collect assignments."""
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
     return traced and not in_stateless_scope()
+
+
+def is_in_step() -> bool:
+    """Whether Keras collects assignments, and not only shapes: no variable can be made now."""
+    return in_stateless_scope() and not in_symbolic_scope()
 
 
 def raw_value(variable: keras.Variable) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import backends, calls, initialization, keras_bridge, rng
+from jaxlayer_core import backends, calls, initialization, keras_bridge, rng, roles
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
 from jaxlayer_core.errors import JaxLayerError, PatternError
@@ -47,15 +47,18 @@ class PureLayer(TreeLayer):
         state_policy: path pattern to role, before the model's own table: what is kept as
             `"state"` or `"cache"` (written in inference, too), is a `"loss"`, a `"metric"`
             or an `"output"`, is `"constant"` or `"drop"`ped; see `jaxlayer_core.roles`.
+            A metric is reported as `<name of the layer>/<path>`.
         remat: whether to compute intermediate values again in the backward pass instead of
             keeping them: True for all, or a policy, a function of `jax.checkpoint_policies`
             or its name, for what to keep. `keras.RematScope` sets it, too.
-        copy_variables: whether given arrays are copied. Keras donates the buffers of its
-            variables in training, so without a copy the caller's own arrays are deleted.
+        copy_variables: whether given arrays, and the values of given Keras variables, are
+            copied. Keras donates the buffers of its variables in training, so without a copy
+            the caller's own arrays are deleted. Keras variables are then shared.
         regularizers: path pattern to Keras regularizer, such as `{"kernel": "l2"}`; the first
             that matches a weight counts.
         constraints: path pattern to Keras constraint, likewise.
-        keep_float32: path patterns of weights that mixed precision does not cast.
+        keep_float32: path patterns of weights that are float32 under any dtype policy, and
+            not cast for compute.
         dtype: dtype policy. Without one, and with Keras' global policy at its default,
             every weight and input keeps the dtype it has. A global mixed policy casts for
             compute, and a leaf that the model made in half precision stays so; `dtype=`
@@ -76,7 +79,7 @@ class PureLayer(TreeLayer):
         seed: int | None = None,
         unpack_inputs: bool = False,
         non_array_outputs: str = "error",
-        state_policy: Mapping[str, str] | None = None,
+        state_policy: Mapping[str, Role | str] | None = None,
         remat: bool | str | Callable[..., Any] = False,
         **kwargs: Any,
     ) -> None:
@@ -88,9 +91,9 @@ class PureLayer(TreeLayer):
             )
         self._unpack_inputs = unpack_inputs
         self._non_array_outputs = non_array_outputs
-        self._state_policy = state_policy
+        self._state_policy = dict(state_policy or {})
         self._remat = Rematerialization(remat)
-        self._methods = Methods(modules, state_policy)
+        self._methods = Methods(modules, self._state_policy)
         self._built_form: CallForm | None = None  # the call that the layer was built for
         # Counter 0 initialises, the draws follow; without an init they start at 0.
         self._init_key = None
@@ -159,10 +162,32 @@ class PureLayer(TreeLayer):
                 given = (self._params, self._state)
                 params, state = initialization.plan(module, form, self._init_key, given)
             self._set_variables(params, state, owner=self.path or self.name, complete=True)
-        if self._methods[form.structure.method].policy.uses(Role.METRIC):
-            with self._explained("find the metrics of", form):
-                self._create_metrics(self._runner.metric_names(form))
+        if self._state_policy:
+            self._check_state_policy(form)
+        self._ensure_metrics(form)
         self._built_form = form.without_values()
+
+    def _check_state_policy(self, form: CallForm) -> None:
+        """Refuses entries of the user's that mean nothing."""
+        with self._explained("find what is made beside the output of", form):
+            made = self._runner.made_beside(form)
+        state, params = ([*map("/".join, t.paths)] for t in (self._state, self._params))
+        roles.check_used(self._state_policy, [*state, *made], params)
+
+    def _ensure_metrics(self, form: CallForm) -> None:
+        """Makes the metrics that the method of a call reports."""
+        method = form.structure.method
+        if self._reports.knows(method) or not self._methods[method].policy.uses(Role.METRIC):
+            return
+        with jax.core.eval_context(), self._explained("find the metrics of", form):
+            names = self._runner.metric_names(form)
+        if names and keras_bridge.is_in_step():
+            raise JaxLayerError(
+                f"{self.name} learns of the metrics {', '.join(names)} while a step is traced, "
+                f"where nothing can be made to hold them: the method {method!r} has not been "
+                "called before. Call it once on data or on keras.Input(...) first."
+            )
+        self._reports.add(self, method, names)
 
     def _explained(self, doing: str, form: CallForm) -> AbstractContextManager[None]:
         owner = self._methods[form.structure.method].signature.owner
@@ -194,16 +219,17 @@ class PureLayer(TreeLayer):
         """
         structure = kwargs.get("jaxlayer_call")
         if isinstance(structure, CallStructure):  # replayed by a Keras graph
-            self._ensure_built(CallForm.of(structure, args[0]))
+            self._prepare(CallForm.of(structure, args[0]))
             return super().__call__(*args, **kwargs)
         training = kwargs.pop("training", None)
         if len(args) == 1 and not kwargs and is_array(args[0]) and not self._is_special():
             ready = self._eager_calls.find(args[0], training, self.trainable)
             if ready is not None:
+                self._clear_losses()  # of the last call, as Keras' own `__call__` does
                 return ready(args[0])
         method = self._pop_method(kwargs)
         form = CallForm.read(args, kwargs, method, self._unpack_inputs)
-        self._ensure_built(form)
+        self._prepare(form)
         training = self._stated_mode(form, training)
         if method is None and self._is_plain(args, kwargs, form, training):
             return super().__call__(args[0], training=training)
@@ -231,6 +257,11 @@ class PureLayer(TreeLayer):
         """The method that a call chooses, unless `method` is an argument of the model."""
         takes = self._methods[None].signature.takes("method")
         return None if takes else kwargs.pop("method", None)
+
+    def _prepare(self, form: CallForm) -> None:
+        """Makes what a call needs that the layer does not have yet."""
+        self._ensure_built(form)
+        self._ensure_metrics(form)
 
     def _ensure_built(self, form: CallForm) -> None:
         """Builds the layer for a call, of which Keras would tell it one shape only."""
@@ -294,7 +325,7 @@ class PureLayer(TreeLayer):
                 self._assign(written[name], value)
         for loss in result.losses.values():
             self.add_loss(loss)
-        self._report(result.metrics)
+        self._reports.update(result.metrics)
         if form.structure.is_single and not (
             draws or written or result.losses or result.metrics or self._is_special()
         ):
@@ -420,7 +451,7 @@ class PureLayer(TreeLayer):
             **super().get_config(),
             "unpack_inputs": self._unpack_inputs,
             "non_array_outputs": self._non_array_outputs,
-            "state_policy": self._state_policy,
+            "state_policy": {p: Role(role).value for p, role in self._state_policy.items()} or None,
             "remat": self._remat.get_config(),
         }
 

@@ -16,6 +16,7 @@ from jaxlayer_core import rng, specs
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.initialization import init_function
 from jaxlayer_core.pure import Arguments, PureModule
+from jaxlayer_core.roles import Role
 from jaxlayer_core.signature import CallSignature
 from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.variables import VariableTree
@@ -32,7 +33,7 @@ class Methods:
     def __init__(
         self,
         make: Callable[[str | None], PureModule],
-        state_policy: Mapping[str, str] | None = None,
+        state_policy: Mapping[str, Role | str] | None = None,
     ) -> None:
         self._make = make
         self._state_policy = state_policy

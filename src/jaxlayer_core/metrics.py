@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,31 +21,83 @@ class ReportedMean(keras.metrics.Metric):  # type: ignore[misc]  # keras has no 
     and of `evaluate` the mean.
 
     Args:
-        sums: variables of the layer: the sum, and the number of calls.
         name: the metric's name.
     """
 
-    def __init__(self, sums: Sequence[keras.Variable], name: str) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(name=name)
+        sums = [
+            keras.Variable(jnp.zeros, shape=(), dtype="float32", trainable=False, name=part)
+            for part in ("total", "count")
+        ]
         # Past Keras' own `__setattr__`, which would claim them for the metric.
-        object.__setattr__(self, "_sums", tuple(sums))
+        object.__setattr__(self, "sums", tuple(sums))
+        self._is_in_step = False
 
     def update_state(self, value: Any) -> None:
         """Adds one value."""
-        total, count = self._sums
+        total, count = self.sums
         total.assign(total.value + value)
         count.assign(count.value + 1)
+        self._is_in_step = keras_bridge.in_stateless_scope()
 
     def result(self) -> Any:
-        """The mean; 0 before the first value."""
+        """The mean; `{}`, for which Keras reports nothing, where no call gave a value."""
         if keras_bridge.in_stateless_scope():
+            if not self._is_in_step:
+                return {}
             # JAX refuses NaN where it looks for it.
             unknown = jnp.inf if jax.config.jax_debug_nans else jnp.nan  # type: ignore[attr-defined]
             return jnp.full((), unknown, "float32")
-        total, count = self._sums
-        return total.value / jnp.maximum(count.value, 1)
+        total, count = self.sums
+        return total.value / count.value if count.value > 0 else {}
 
     def reset_state(self) -> None:
         """Starts anew."""
-        for variable in self._sums:
+        self._is_in_step = False
+        for variable in self.sums:
             variable.assign(jnp.zeros((), "float32"))
+
+
+class Reports:
+    """The metrics of one layer.
+
+    Neither a list nor an object of Keras: Keras would track what is in it as weights of the
+    layer, and let nothing be added once the layer is built.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[str, ReportedMean] = {}
+        self._methods: set[str | None] = set()
+
+    @property
+    def metrics(self) -> list[ReportedMean]:
+        """The metrics."""
+        return list(self._means.values())
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What the metrics sum up in."""
+        return [variable for metric in self.metrics for variable in metric.sums]
+
+    def knows(self, method: str | None) -> bool:
+        """Whether the metrics of a method are there."""
+        return method in self._methods
+
+    def add(self, layer: keras.layers.Layer, method: str | None, names: Iterable[str]) -> None:
+        """Makes what a method reports; the layer's name keeps it apart from other layers'."""
+        self._methods.add(method)
+        for name in names:
+            if name not in self._means:
+                with (
+                    keras.name_scope(layer.name, caller=layer),
+                    keras.name_scope("metrics"),
+                    keras.name_scope(name.replace("/", ".")),
+                ):
+                    self._means[name] = ReportedMean(f"{layer.name}/{name}")
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Adds scalars to the metrics of their names; in a trace that is not Keras', none."""
+        if not keras_bridge.is_foreign_trace(values):
+            for name, value in values.items():
+                self._means[name].update_state(value)

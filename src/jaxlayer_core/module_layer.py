@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import keras
 
 from jaxlayer_core import registry
 from jaxlayer_core.adapter import Adapter
+from jaxlayer_core.errors import AdapterError
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.roles import Role
 
 
 @keras.saving.register_keras_serializable(package="jaxlayer")
@@ -30,6 +33,10 @@ class ModuleLayer(PureLayer):
             for a model that must not be told.
         params: initial params.
         state: initial state.
+        capture: paths of intermediate results that the layer's own method returns beside its
+            output: it then returns `(output, {path: value})`. What a path is, the adapter
+            says.
+        state_policy: see `PureLayer`.
         **kwargs: see `PureLayer`.
     """
 
@@ -45,22 +52,33 @@ class ModuleLayer(PureLayer):
         training_arg: str | Iterable[str] | None = None,
         params: PyTree = None,
         state: PyTree = None,
+        capture: str | Iterable[str] = (),
+        state_policy: Mapping[str, Role | str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.module = module
         self.method = method
         self._training_arg = training_arg
         self._adapter_given = adapter
+        self._capture = [capture] if isinstance(capture, str) else list(capture)
         found = registry.resolve(module, adapter)
+        takes = inspect.signature(found.purify).parameters
+        if self._capture and "capture" not in takes:
+            raise AdapterError(
+                f"{type(found).__name__}, the adapter for {found.framework}, cannot capture "
+                "intermediate results. Make the layer without capture=."
+            )
+        shared: dict[str, Any] = {"training_arg": training_arg}
+        if "state_policy" in takes:
+            shared["state_policy"] = state_policy
 
         def purify(chosen: Any) -> PureModule:
-            return found.purify(
-                module,
-                method=method if chosen is None else chosen,
-                training_arg=training_arg,
-            )
+            if chosen is not None:
+                return found.purify(module, method=chosen, **shared)
+            own = {"capture": self._capture} if self._capture else {}
+            return found.purify(module, method=method, **shared, **own)
 
-        super().__init__(purify, params=params, state=state, **kwargs)
+        super().__init__(purify, params=params, state=state, state_policy=state_policy, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Config with the model as Keras serialises it."""
@@ -73,6 +91,7 @@ class ModuleLayer(PureLayer):
             "module": serialize(self.module),
             "method": serialize(self._method_config()),
             "training_arg": training_arg,
+            "capture": list(self._capture),
         }
         if isinstance(self._adapter_given, str):
             config["adapter"] = self._adapter_given

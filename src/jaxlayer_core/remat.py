@@ -26,13 +26,23 @@ class Rematerialization:
         self._remat = remat
         if isinstance(remat, str):
             self._policy = getattr(jax.checkpoint_policies, remat, None)
-            if self._policy is None:
-                names = [name for name in dir(jax.checkpoint_policies) if name[:1] != "_"]
+            if self._policy is None or _makes_policies(self._policy):
+                names = dir(jax.checkpoint_policies)
+                named = [
+                    n for n in names if not _makes_policies(getattr(jax.checkpoint_policies, n))
+                ]
                 raise JaxLayerError(
-                    f"remat={remat!r} is not a policy of jax.checkpoint_policies, which has "
-                    f"{', '.join(names)}."
+                    f"remat={remat!r} is not the name of a policy of jax.checkpoint_policies; "
+                    f"these are: {', '.join(n for n in named if n[:1] != '_')}. What one of the "
+                    "others makes of arguments is given as it is: "
+                    "remat=jax.checkpoint_policies.save_only_these_names('attention')."
                 )
         elif callable(remat):
+            if _makes_policies(remat):
+                raise JaxLayerError(
+                    f"remat={getattr(remat, '__name__', remat)} makes policies, and is not one. "
+                    "Call it: remat=jax.checkpoint_policies.save_only_these_names('attention')."
+                )
             self._policy = remat
         elif remat is None or isinstance(remat, bool):
             self._policy = None
@@ -58,3 +68,13 @@ class Rematerialization:
             f"The layer cannot be saved with remat={self._remat!r}, which is not one of "
             "jax.checkpoint_policies. Use one of those, by name."
         )
+
+
+def _makes_policies(function: Any) -> bool:
+    """Whether a function is one of JAX's that take names or policies and return a policy."""
+    if function not in vars(jax.checkpoint_policies).values():
+        return False
+    try:
+        return callable(function(jax.lax.add_p))
+    except TypeError:  # it wants other arguments than a policy gets
+        return True

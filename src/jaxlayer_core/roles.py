@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from jaxlayer_core import patterns
 from jaxlayer_core.errors import PatternError
 from jaxlayer_core.paths import Path
 
@@ -22,15 +23,15 @@ class Role(enum.Enum):
     CACHE = "cache"
     """Kept from call to call; written in inference, too."""
     LOSS = "loss"
-    """Added to the loss."""
+    """Added to the loss. A leaf of the state is kept, too."""
     METRIC = "metric"
-    """Averaged, and reported by `fit` and `evaluate`."""
+    """Averaged, and reported by `fit` and `evaluate`. A leaf of the state is kept, too."""
     OUTPUT = "output"
-    """Returned beside the output."""
+    """Returned beside the output. A leaf of the state is kept, too."""
     CONSTANT = "constant"
-    """Carried along, never written and never a weight."""
+    """Kept as it was initialised: saved, but never written and no weight of the layer."""
     DROP = "drop"
-    """Made anew in every call and not kept."""
+    """Not kept: a collection is made anew in every call, a leaf has its initial value in each."""
 
 
 class Policy:
@@ -79,6 +80,35 @@ class Policy:
 
 STATE_ONLY = Policy({})
 """All state is written in training."""
+
+
+def check_used(
+    table: Mapping[str, Role | str],
+    state: Sequence[str],
+    params: Sequence[str],
+) -> None:
+    """Refuses entries that mean nothing.
+
+    Args:
+        table: the user's entries.
+        state: paths of the state and of what is made beside the output.
+        params: paths of the params.
+
+    Raises:
+        PatternError: an entry matches no path that could have its role.
+    """
+    for pattern, word in table.items():
+        role = _role(pattern, word)
+        trained = role in (Role.PARAM, Role.OVERWRITTEN)
+        names = params if trained else state
+        if role is Role.DROP or any(map(_expression(pattern).match, names)):
+            continue
+        kind = "params" if trained else "the state, nor anything that the model makes beside it"
+        if not trained and any(map(_expression(pattern).match, params)):
+            kind += ", but params, which cannot have the role " + repr(role.value)
+        raise PatternError(
+            f"state_policy: {pattern!r} matches no path of {kind}. {patterns.near(pattern, names)}"
+        )
 
 
 def _role(pattern: str, role: Role | str) -> Role:

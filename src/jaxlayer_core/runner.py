@@ -31,12 +31,14 @@ class Result(NamedTuple):
         state: values of the state variables that are written.
         losses: scalars by path.
         metrics: scalars by path.
+        sown: paths of all that was made beside output and state.
     """
 
     outputs: Packed
     state: list[Any]
     losses: dict[str, Any]
     metrics: dict[str, Any]
+    sown: dict[str, None]
 
 
 class Runner:
@@ -94,6 +96,10 @@ class Runner:
         """Paths of the metrics that a call reports, in either mode."""
         return list(self._infer(form, True).metrics | self._infer(form, False).metrics)
 
+    def made_beside(self, form: CallForm) -> list[str]:
+        """Paths of all that a call makes beside output and state, in either mode."""
+        return list(self._infer(form, True).sown | self._infer(form, False).sown)
+
     def _infer(self, form: CallForm, training: bool) -> Result:
         module = self._methods[form.structure.method]
         function = self._function(module, form.structure, training, "none")
@@ -120,7 +126,7 @@ class Runner:
         roles = map(module.policy.role, self._state.paths)
         if writes == "inference":
             return [role is Role.CACHE for role in roles]
-        return [role is not Role.DROP for role in roles]
+        return [role not in (Role.DROP, Role.CONSTANT) for role in roles]
 
     def _function(
         self, module: PureModule, structure: CallStructure, training: bool, writes: Writes
@@ -145,6 +151,7 @@ class Runner:
             beside = sort(module.policy, outcome, self._state.paths, new_state)
             outputs = (outcome.outputs, beside.outputs) if returns_beside else outcome.outputs
             packed = Packed.of(only_arrays(outputs, owner, self._drop))
-            return Result(packed, written, beside.losses, beside.metrics)
+            sown = dict.fromkeys(outcome.sown)
+            return Result(packed, written, beside.losses, beside.metrics, sown)
 
         return function

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import keras
 
-from jaxlayer_core import keras_bridge, summary, weights
+from jaxlayer_core import summary, weights
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.freezing import Freezing
 from jaxlayer_core.leaf_rules import LeafRules
-from jaxlayer_core.metrics import ReportedMean
+from jaxlayer_core.metrics import Reports
 from jaxlayer_core.paths import Path
 from jaxlayer_core.patterns import Pattern
 from jaxlayer_core.pure import PyTree
@@ -47,7 +47,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         self._autocast = autocast
         self._copy_variables = copy_variables
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self._reported: list[ReportedMean] = []
+        self._reports = Reports()
 
     @property
     def params(self) -> PyTree:
@@ -80,24 +80,17 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             complete: whether no more leaves will come.
         """
         widened = self._has_own_dtype or self.variable_dtype != "float32"
-        self._params = VariableTree.create(
+        create = functools.partial(
+            VariableTree.create, owner=owner, policy=policy, copy=self._copy_variables
+        )
+        self._params = create(
             params,
-            owner=owner,
             scope=scopes[0],
             trainable=True,
-            policy=policy,
             dtype=self.variable_dtype if self._has_policy and widened else None,
-            uncast=self._rules.keeps_float32,
-            copy=self._copy_variables,
+            full_precision=self._rules.keeps_float32,
         )
-        self._state = VariableTree.create(
-            state,
-            owner=owner,
-            scope=scopes[1],
-            trainable=False,
-            policy=policy,
-            copy=self._copy_variables,
-        )
+        self._state = create(state, scope=scopes[1], trainable=False)
         if twice := sorted({*self._params.names} & {*self._state.names}):
             raise StructureError(
                 f"A leaf of the params and a leaf of the state of {self.name} are both called "
@@ -105,8 +98,8 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
                 "PureModule(scopes=...)."
             )
         # Attributes that are lists of variables are what Keras tracks.
-        self._param_variables = self._params.variables
-        self._state_variables = self._state.variables
+        self._param_variables = self._params.weights
+        self._state_variables = self._state.weights
         if complete:
             self._rules.apply(dict(zip(self._params.names, self._params.variables, strict=True)))
             self._freezing.settle([*self._params.names, *self._state.names])
@@ -174,27 +167,15 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     # Metrics.
 
-    def _create_metrics(self, names: Iterable[str]) -> None:
-        """Makes what reports scalars of these names."""
-        self._metric_sums = []
-        self._reported = []
-        for name in names:
-            with keras.name_scope("metrics"), keras.name_scope(name.replace("/", ".")):
-                sums = [
-                    keras.Variable(jnp.zeros, shape=(), dtype="float32", trainable=False, name=part)
-                    for part in ("total", "count")
-                ]
-            self._metric_sums += sums
-            self._reported += [ReportedMean(sums, name)]
+    @property
+    def metrics(self) -> list[Any]:
+        """All metrics, with those that the model reports."""
+        return [*super().metrics, *self._reports.metrics]
 
-    def _report(self, values: Mapping[str, Any]) -> None:
-        """Adds scalars to the metrics of their names; in a trace that is not Keras', none."""
-        if keras_bridge.is_foreign_trace(values):
-            return
-        metrics = {metric.name: metric for metric in self._reported}
-        for name, value in values.items():
-            if name in metrics:
-                metrics[name].update_state(value)
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables, with the sums of the metrics, which are no `weights`."""
+        return [*super().variables, *self._reports.variables]
 
     # Showing.
 
@@ -235,6 +216,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             config["dtype"] = None  # Keras' default, which must not come back as a choice
         return {
             **config,
+            "has_own_dtype": self._has_own_dtype,
             **self._rules.get_config(),
             "seed": self._seed,
             "autocast": self._autocast,
@@ -246,7 +228,9 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         """Rebuilds the layer from `get_config()`."""
         config = dict(config)
         steps = config.pop("freezing", ())
+        has_own_dtype = config.pop("has_own_dtype", config.get("dtype") is not None)
         layer: TreeLayer = super().from_config(config)
+        layer._has_own_dtype = has_own_dtype
         layer._freezing.replay(steps)
         return layer
 

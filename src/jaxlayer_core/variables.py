@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,13 +42,31 @@ class Pending:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Slot:
-    """One leaf: a variable, or a static value where `variable` is None."""
+class Slot:
+    """One leaf of a `VariableTree`.
+
+    Attributes:
+        path: of the leaf.
+        variable: holds it; None where it is a static value.
+        static: that value.
+        key_impl: set where the leaf is a typed PRNG key, kept as its data.
+        is_constant: whether it is saved, but no weight of the layer.
+    """
 
     path: Path
     variable: Any = None
     static: Any = None
-    key_impl: Any = None  # set where the leaf is a typed PRNG key, kept as its data
+    key_impl: Any = None
+    is_constant: bool = False
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape and dtype of the leaf as the model sees it."""
+        spec = ArraySpec(tuple(self.variable.shape), jax.numpy.dtype(self.variable.dtype))
+        if self.key_impl is None:
+            return spec
+        wrap = functools.partial(jax.random.wrap_key_data, impl=self.key_impl)
+        return ArraySpec.of(jax.eval_shape(wrap, spec.filled(())))
 
 
 def is_array(value: Any) -> bool:
@@ -58,8 +77,8 @@ def is_array(value: Any) -> bool:
 
 
 def is_leaf(value: Any) -> bool:
-    """Stops flattening at annotated leaves and at Keras variables."""
-    return isinstance(value, Annotated | Pending | keras.Variable)
+    """Stops flattening at annotated leaves, at slots and at Keras variables."""
+    return isinstance(value, Annotated | Pending | Slot | keras.Variable)
 
 
 class VariableTree:
@@ -71,7 +90,7 @@ class VariableTree:
         scope: names before the leaves' own paths.
     """
 
-    def __init__(self, slots: Sequence[_Slot], treedef: Any, scope: Path = ()) -> None:
+    def __init__(self, slots: Sequence[Slot], treedef: Any, scope: Path = ()) -> None:
         self._slots = tuple(slots)
         self._treedef = treedef
         self._scope = scope
@@ -87,32 +106,36 @@ class VariableTree:
         trainable: bool,
         policy: Policy,
         dtype: str | None = None,
-        uncast: Callable[[str], bool] = lambda name: False,
+        full_precision: Callable[[str], bool] = lambda name: False,
         copy: bool = True,
     ) -> VariableTree:
         """Creates the variables, under the name scope that is open.
 
         Args:
-            tree: leaves are arrays, Python numbers, `Pending`, existing variables, or
-                anything else, which is kept as it is.
+            tree: leaves are arrays, Python numbers, `Pending`, the `Slot`s of another
+                `VariableTree`, or anything else, which is kept as it is.
             owner: path of the layer, whose name scope is open.
             scope: names before the leaves' own paths.
             trainable: whether floating leaves are trained.
             policy: roles of the leaves.
             dtype: variable dtype for floating leaves; None keeps each leaf's own.
-            uncast: which leaves, by name, keep their dtype in mixed precision.
-            copy: whether to copy arrays. Keras donates buffers while it trains, which
-                would delete the user's own.
+            full_precision: which leaves, by name, are float32 whatever `dtype` is, and are
+                not cast for compute.
+            copy: whether to copy arrays and the values of Keras variables. Keras donates
+                buffers while it trains, which would delete the user's own.
         """
         named, treedef = paths.flatten(tree, is_leaf=is_leaf)
         slots = []
         for path, leaf in named:
-            if isinstance(leaf, keras.Variable):
-                slots.append(_Slot(path, variable=leaf))
+            if isinstance(leaf, Slot):
+                slots.append(leaf)
+                continue
+            if isinstance(leaf, keras.Variable) and not copy:
+                slots.append(Slot(path, variable=leaf))
                 continue
             pending = _pending(leaf, copy)
             if pending is None:
-                slots.append(_Slot(path, static=leaf))
+                slots.append(Slot(path, static=leaf))
                 continue
             role = policy.role(path)
             if not trainable and role in (Role.PARAM, Role.OVERWRITTEN):
@@ -121,29 +144,32 @@ class VariableTree:
                     "one leaf of the state. Only a whole collection of Flax can be trained: give "
                     "its name as the pattern."
                 )
-            if not trainable and role is Role.CONSTANT:
-                with jax.core.eval_context():
-                    slots.append(_Slot(path, static=pending.value()))
-                continue
             pending, key_impl = _as_data(pending)
             overwritten = trainable and role is Role.OVERWRITTEN
             full = (*scope, *path)
+            is_full_precision = full_precision("/".join(full))
             variable = _variable(
                 owner,
                 full,
                 pending,
                 trainable=trainable,
-                float_dtype=None if overwritten else dtype,
-                autocast=trainable and not overwritten and not uncast("/".join(full)),
+                float_dtype=None if overwritten else dtype and _float(dtype, is_full_precision),
+                autocast=trainable and not (overwritten or is_full_precision),
             )
             variable.overwrite_with_gradient = overwritten
-            slots.append(_Slot(path, variable=variable, key_impl=key_impl))
+            is_constant = not trainable and role is Role.CONSTANT
+            slots.append(Slot(path, variable=variable, key_impl=key_impl, is_constant=is_constant))
         return cls(slots, treedef, scope)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The variables, in the order of the leaves."""
         return [s.variable for s in self._dynamic]
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The variables that are weights of the layer: those that are not constants."""
+        return [s.variable for s in self._dynamic if not s.is_constant]
 
     @property
     def paths(self) -> list[Path]:
@@ -165,6 +191,13 @@ class VariableTree:
         """The pytree with variables as leaves."""
         return jax.tree_util.tree_unflatten(
             self._treedef, [s.static if s.variable is None else s.variable for s in self._slots]
+        )
+
+    @property
+    def slots(self) -> PyTree:
+        """The pytree with `Slot`s and static values as leaves, to make another one of."""
+        return jax.tree_util.tree_unflatten(
+            self._treedef, [s.static if s.variable is None else s for s in self._slots]
         )
 
     def values(self) -> list[jax.Array]:
@@ -223,6 +256,8 @@ def _pending(leaf: Any, copy: bool) -> Pending | None:
         leaf, axes = leaf.value, leaf.axes
     if isinstance(leaf, Pending):
         return dataclasses.replace(leaf, axes=axes or leaf.axes)
+    if isinstance(leaf, keras.Variable):
+        leaf = leaf.value
     if isinstance(leaf, jax.Array):
         spec = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         return Pending(spec, lambda: leaf.copy() if copy else leaf, axes)
@@ -232,6 +267,10 @@ def _pending(leaf: Any, copy: bool) -> Pending | None:
         spec = jax.ShapeDtypeStruct(array.shape, dtype)
         return Pending(spec, lambda: jax.numpy.array(array, dtype), axes)
     return None
+
+
+def _float(dtype: str, is_full_precision: bool) -> str:
+    return "float32" if is_full_precision else dtype
 
 
 def _as_data(pending: Pending) -> tuple[Pending, Any]:

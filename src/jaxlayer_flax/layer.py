@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from jaxlayer_core import AdapterError, ModuleLayer, SignatureError
+from jaxlayer_core.roles import Role
 from jaxlayer_flax.linen import LinenAdapter
 
 
@@ -36,11 +37,14 @@ class FlaxLayer(ModuleLayer):
             `make_rng`: those that it only looks for with `has_rng`.
         capture: paths of modules whose results, or of sown values, that the layer returns
             beside its output: it then returns `(output, {path: value})`. A path is
-            `encoder/block_0`, or a regular expression for whole paths.
+            `encoder/block_0`, or a regular expression for whole paths. Calls of another
+            method capture nothing.
         state_policy: collection, or pattern for paths that begin with the collection, to
             role: `"state"`, `"cache"` (written in inference, too), `"loss"`, `"metric"`,
             `"output"`, `"constant"`, `"drop"`, and for whole collections `"param"`. It goes
-            before `jaxlayer_flax.roles.COLLECTIONS`.
+            before `jaxlayer_flax.roles.COLLECTIONS`. A collection that is a loss, a metric or
+            an output is made anew in each call, so it is for what `sow` makes; what `variable`
+            makes gets such a role leaf by leaf, as `batch_stats/.*`, and is kept, too.
         seed: integer seed; makes the initial weights and all draws reproducible.
         native_serialization_platforms: accepted for compatibility with Keras; it concerns
             the TensorFlow backend.
@@ -70,7 +74,7 @@ class FlaxLayer(ModuleLayer):
         training_arg: str | Iterable[str] | None = None,
         rngs: Iterable[str] = (),
         capture: str | Iterable[str] = (),
-        state_policy: Mapping[str, str] | None = None,
+        state_policy: Mapping[str, Role | str] | None = None,
         seed: int | None = None,
         native_serialization_platforms: Any = None,
         **kwargs: Any,
@@ -82,15 +86,16 @@ class FlaxLayer(ModuleLayer):
                     "together, as variables={'params': ..., 'batch_stats': ...}."
                 )
         self._rngs = tuple(rngs)
-        self._capture = [capture] if isinstance(capture, str) else list(capture)
-        adapter = LinenAdapter(self._rngs, state_policy, self._capture)
+        adapter = LinenAdapter(self._rngs)
         if not adapter.accepts(module):
             raise AdapterError(
                 f"FlaxLayer takes an instance of flax.linen.Module, got {module!r}"
                 f"{', which is a class' if isinstance(module, type) else ''}. Models of other "
                 "frameworks become layers by HaikuLayer, JaxLayer or as_layer."
             )
-        params, state = (None, None) if variables is None else adapter.variables(variables)
+        params, state = (None, None)
+        if variables is not None:
+            params, state = adapter.variables(variables, state_policy)
         self._native_serialization_platforms = native_serialization_platforms
         super().__init__(
             module,
@@ -99,6 +104,7 @@ class FlaxLayer(ModuleLayer):
             params=params,
             state=state,
             training_arg=training_arg,
+            capture=capture,
             state_policy=state_policy,
             seed=seed,
             **kwargs,
@@ -109,6 +115,5 @@ class FlaxLayer(ModuleLayer):
         return {
             **super().get_config(),
             "rngs": list(self._rngs),
-            "capture": list(self._capture),
             "native_serialization_platforms": self._native_serialization_platforms,
         }

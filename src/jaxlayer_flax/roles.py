@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax
 
 from jaxlayer_core.roles import Policy, Role
 
@@ -25,6 +28,10 @@ COLLECTIONS = Policy(
 _DROPPED = ("intermediates", "perturbations")
 
 
+_MADE_ANEW = {Role.LOSS, Role.METRIC, Role.OUTPUT}
+_NEVER_WRITTEN = {Role.PARAM, Role.OVERWRITTEN, Role.CONSTANT}
+
+
 class Collections:
     """The collections of one model.
 
@@ -33,7 +40,7 @@ class Collections:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
 
     def role(self, collection: str) -> Role:
         """The role of a collection.
@@ -42,23 +49,37 @@ class Collections:
             >>> Collections(COLLECTIONS).role("batch_stats")
             <Role.STATE: 'state'>
         """
-        return self._policy.role((collection,))
+        return self.policy.role((collection,))
 
-    def trained(self, names: Iterable[str]) -> list[str]:
-        """Those that are the layer's params."""
-        return [n for n in names if self.role(n) in (Role.PARAM, Role.OVERWRITTEN)]
+    def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The layer's params, and its state; the rest is made anew in each call."""
+        trained, kept = (Role.PARAM, Role.OVERWRITTEN), (Role.STATE, Role.CACHE, Role.CONSTANT)
+        return (
+            {name: tree for name, tree in variables.items() if self.role(name) in trained},
+            {name: tree for name, tree in variables.items() if self.role(name) in kept},
+        )
 
-    def kept(self, names: Iterable[str]) -> list[str]:
-        """Those that are the layer's state."""
-        return [n for n in names if self.role(n) in (Role.STATE, Role.CACHE, Role.CONSTANT)]
+    def made_anew_by_choice(self, names: Iterable[str]) -> list[str]:
+        """The collections that would be kept if the user had not given them another role."""
+        return [
+            name
+            for name in names
+            if self.role(name) in _MADE_ANEW and COLLECTIONS.role((name,)) is not self.role(name)
+        ]
 
-    def immutable(self, names: Iterable[str], training: bool) -> set[str]:
-        """Those that a call must not change: nobody would see it, or it would do harm.
+    def immutable(self, variables: Mapping[str, Any], training: bool) -> set[str]:
+        """The collections that a call must not change: nobody would see it, or it would harm.
 
         Args:
-            names: the collections that the model has.
+            variables: what the model has.
             training: whether the call is one in training.
         """
-        written = (Role.STATE, Role.CACHE) if training else (Role.CACHE,)
-        dropped = {n for n in _DROPPED if self.role(n) is Role.DROP}
-        return {n for n in names if self.role(n) not in written} | dropped
+        dropped = {name for name in _DROPPED if self.role(name) is Role.DROP}
+        return dropped | {
+            name for name, tree in variables.items() if not self._is_written(name, tree, training)
+        }
+
+    def _is_written(self, name: str, tree: Any, training: bool) -> bool:
+        paths = flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
+        roles = {self.policy.role((name, *path)) for path in paths} or {self.role(name)}
+        return bool(roles - _NEVER_WRITTEN) if training else Role.CACHE in roles

@@ -8,15 +8,13 @@ from typing import Any
 import jax
 
 from jaxlayer_core import Adapter, Arguments, CallSignature, Outcome, PureModule, Variables
+from jaxlayer_core.capturing import Capture
 from jaxlayer_haiku import transforms
-from jaxlayer_haiku.capturing import Capture
+from jaxlayer_haiku.capturing import recording
 
 
 class HaikuAdapter(Adapter):
     """Adapts transforms of every kind, module classes and partials of them, and functions.
-
-    Args:
-        capture: names of modules whose results are returned beside the output.
 
     Example:
         >>> import haiku as hk
@@ -25,9 +23,6 @@ class HaikuAdapter(Adapter):
     """
 
     framework = "haiku"
-
-    def __init__(self, capture: str | Iterable[str] = ()) -> None:
-        self._capture = Capture(capture)
 
     def accepts(self, obj: Any) -> bool:
         """Whether `obj` is a transform or a module class; a function does not tell."""
@@ -40,8 +35,10 @@ class HaikuAdapter(Adapter):
         *,
         method: Any = None,
         training_arg: str | Iterable[str] | None = None,
+        capture: str | Iterable[str] = (),
     ) -> PureModule:
         """Makes the canonical form; a function that is not transformed yet is."""
+        wanted = Capture(capture)
         model = transforms.to_stateful(obj, method)
         signature = CallSignature.read(model.name, model.parameters, training_arg)
         init_signature = None
@@ -55,7 +52,7 @@ class HaikuAdapter(Adapter):
         def call(
             params: Any, state: Any, rng: jax.Array, arguments: Arguments, training: bool
         ) -> Outcome:
-            with self._capture.recording(model.name) as captured:
+            with recording(wanted, model.name) as captured:
                 outputs, new_state = model.apply(
                     params, state, rng, *arguments.args, **arguments.kwargs
                 )
@@ -67,5 +64,5 @@ class HaikuAdapter(Adapter):
             signature,
             has_modes=bool(signature.flags),
             init_signature=init_signature,
-            captures=bool(self._capture),
+            captures=bool(wanted),
         )

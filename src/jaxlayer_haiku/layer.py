@@ -55,7 +55,9 @@ class HaikuLayer(ModuleLayer):
         training_arg: the train flag, where it has an unusual name; see `ModuleLayer`.
         capture: names of modules, as in the params (`resnet/~/block_0`), or regular
             expressions for whole names: the layer then returns `(output, {name: value})`
-            with what these modules return. For a method: `encoder/embed`.
+            with what these modules return. For a method: `encoder/embed`. What runs inside
+            `hk.remat`, `hk.scan` or `hk.layer_stack` does not come out; the module around does.
+            Calls of another method capture nothing.
         module_kwargs: keyword arguments of the `hk.Module` class, where they have the name
             of a layer option, such as `name`.
         **kwargs: options of the layer, see `PureLayer`; the rest are keyword arguments of
@@ -94,7 +96,6 @@ class HaikuLayer(ModuleLayer):
                 "HaikuLayer takes a function that uses Haiku modules, a Haiku transform or an "
                 f"hk.Module class, got {module!r}."
             )
-        self._capture = [capture] if isinstance(capture, str) else list(capture)
         own = {**(module_kwargs or {})}
         own |= {name: kwargs.pop(name) for name in list(kwargs) if name not in _LAYER_OPTIONS}
         if args or own:
@@ -107,18 +108,15 @@ class HaikuLayer(ModuleLayer):
             module = functools.partial(module, *args, **own)
         super().__init__(
             module,
-            adapter=HaikuAdapter(self._capture),
+            adapter=HaikuAdapter(),
             method=method,
             params=_plain(params),
             state=_plain(state),
             seed=seed,
             training_arg=training_arg,
+            capture=capture,
             **kwargs,
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Config with the model as Keras serialises it."""
-        return {**super().get_config(), "capture": list(self._capture)}
 
 
 def _plain(tree: Any) -> Any:

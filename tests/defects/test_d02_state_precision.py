@@ -126,12 +126,20 @@ def test_loss_scaling_works_under_mixed_float16(values):
     assert np.all(after != before)
 
 
+@keras.saving.register_keras_serializable("test_d02")
 class Half(nn.Module):
     """A model that makes some of its weights in half precision itself."""
 
     @nn.compact
     def __call__(self, x):
         return nn.Dense(2, param_dtype=jnp.bfloat16, name="low")(nn.Dense(4, name="high")(x))
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
 
 
 @pytest.mark.parametrize(
@@ -176,3 +184,30 @@ def test_a_policy_set_later_counts():
     layer = FlaxLayer(nn.Dense(2))
     layer.dtype_policy = "mixed_bfloat16"
     assert layer(np.ones((2, 3), "float32")).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("policy", [None, "bfloat16"])
+def test_keep_float32_under_pure_half_precision(policy):
+    if policy is not None:
+        keras.config.set_dtype_policy(policy)
+    layer = FlaxLayer(Half(), dtype="bfloat16", keep_float32="high/", seed=0)
+    layer(np.ones((2, 3), "float32"))
+    dtypes = {v.path.split("/", 2)[-1]: v.dtype for v in layer.weights}
+    assert dtypes["high/kernel"] == "float32"
+    assert dtypes["low/kernel"] == "bfloat16"
+
+
+def test_a_copy_under_a_global_mixed_policy_keeps_half_precision():
+    """The global policy is no `dtype` of the layer, not in its config either."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = FlaxLayer(Half())
+    keras.config.set_dtype_policy("float32")
+    chosen = FlaxLayer(Half(), dtype="mixed_bfloat16")
+    later = FlaxLayer(Half())
+    later.dtype_policy = "mixed_bfloat16"
+    for original, expected in ((layer, "bfloat16"), (chosen, "float32"), (later, "bfloat16")):
+        copy = FlaxLayer.from_config(original.get_config())
+        for one in (original, copy):
+            outputs = one(np.ones((2, 3), "float32"))
+            assert one.params["params"]["low"]["kernel"].dtype == expected
+            assert outputs.dtype == jnp.bfloat16

@@ -103,3 +103,16 @@ def test_copying_can_be_left_out():
     assert kernel.is_deleted()
     with pytest.raises(RuntimeError, match="deleted"):
         np.asarray(kernel)
+
+
+def test_keras_variables_of_another_layer_are_copied(assert_same):
+    """Otherwise training one layer would train the other, and both would own the variables."""
+    first = FlaxLayer(nn.Dense(1))
+    first(X)
+    second = FlaxLayer(nn.Dense(1), variables=first.params)
+    before = copied(first.params)
+    fit(second)
+    assert_same(first.params, before)
+    assert not {id(v) for v in first.weights} & {id(v) for v in second.weights}
+    shared = FlaxLayer(nn.Dense(1), variables=first.params, copy_variables=False)
+    assert shared.weights[0] is first.weights[0]

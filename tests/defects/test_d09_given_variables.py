@@ -159,3 +159,35 @@ def test_variables_of_an_annotated_module(boxed, assert_same):
     layer = FlaxLayer(module, variables=variables if boxed else plain)
     assert_same(layer(X), jax.jit(module.apply)(plain, X))
     assert_same(layer.params, plain)
+
+
+class KeyState(nn.Module):
+    """Keeps a typed PRNG key among its state."""
+
+    @nn.compact
+    def __call__(self, x):
+        key = self.variable("noise", "key", jax.random.key, 7)
+        if self.is_mutable_collection("noise") and not self.is_initializing():
+            key.value, now = jax.random.split(key.value)
+            x = x + jax.random.normal(now, x.shape)
+        return nn.Dense(2)(x)
+
+
+def test_typed_keys_among_the_given_state():
+    module = KeyState()
+    x = np.ones((4, 3), "float32")
+    native = module.init(jax.random.key(3), x)
+    layer = FlaxLayer(module, variables=native)
+    for _ in range(2):
+        expected, mutated = module.apply(native, x, mutable=["noise"])
+        native = {**native, **mutated}
+        # One rounding apart: XLA fuses the compiled program.
+        np.testing.assert_allclose(layer(x, training=True), expected, rtol=1e-6)
+    data = jax.random.key_data(native["noise"]["key"])
+    np.testing.assert_array_equal(layer.state["noise"]["key"].value, data)
+
+
+def test_numbers_where_a_key_is_needed():
+    given = {"noise": {"key": np.zeros(2, "uint32")}}
+    with pytest.raises(StructureError, match=r"`noise/key` has .* expected .*(key<fry>|\(\))"):
+        FlaxLayer(KeyState(), variables=given)(np.ones((4, 3), "float32"))

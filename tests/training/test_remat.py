@@ -128,5 +128,19 @@ def test_it_is_saved_by_name():
 
 @pytest.mark.parametrize("wrong", ["everything", 3])
 def test_what_is_no_policy(wrong):
-    with pytest.raises(JaxLayerError, match=r"remat.*(jax\.checkpoint_policies, which has|got 3)"):
+    with pytest.raises(
+        JaxLayerError, match=r"remat.*(policy of jax\.checkpoint_policies; these|got 3)"
+    ):
         MAKES["flax"](remat=wrong)
+
+
+def test_what_makes_policies_is_no_policy():
+    make = jax.checkpoint_policies.save_only_these_names
+    with pytest.raises(JaxLayerError, match=r"remat='save_only_these_names' is not the name"):
+        FlaxLayer(nn.Dense(1), remat="save_only_these_names")
+    with pytest.raises(JaxLayerError, match=r"remat=save_only_these_names makes policies"):
+        FlaxLayer(nn.Dense(1), remat=make)
+    for name in ("save_from_both_policies", "save_and_offload_only_these_names"):
+        with pytest.raises(JaxLayerError, match=r"these are: checkpoint_dots.*saveable\."):
+            FlaxLayer(nn.Dense(1), remat=name)
+    assert FlaxLayer(nn.Dense(1), remat=make("attention"))(np.ones((2, 3))).shape == (2, 1)

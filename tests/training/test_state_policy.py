@@ -1,5 +1,6 @@
 """What becomes of each collection and each leaf of the state."""
 
+import flax
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -12,43 +13,13 @@ from flax.linen import partitioning
 from flax.training.train_state import TrainState
 
 from jaxlayer import FlaxLayer, HaikuLayer, JaxLayer
-from jaxlayer_core import ModuleError, PatternError, key_from_seed
+from jaxlayer_core import ModuleError, ModuleLayer, PatternError, key_from_seed
+from jaxlayer_core.roles import Role
 
+from .models import Rich
 from .test_freezing import Net
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-
-
-class Rich(nn.Module):
-    """Sows a loss, a metric, an output and a feature, under names of its own."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(4, name="encoder")(x)
-        self.sow("stats", "mean", jnp.mean(x))
-        self.sow("aux", "penalty", jnp.mean(x**2))
-        self.sow("attention", "weights", nn.softmax(x))
-        self.sow("intermediates", "feature", x + 1)
-        return nn.Dense(1, name="head")(nn.relu(x))
-
-
-def test_a_metric_is_averaged_and_reported(values):
-    layer = FlaxLayer(Rich(), state_policy={"stats": "metric"}, seed=0)
-    model = keras.Sequential([keras.Input((4,)), layer])
-    model.compile(keras.optimizers.SGD(0.0), "mse")
-    params = values(layer.params)
-    expected = [
-        float(Rich().apply(params, X[i : i + 4], mutable=["stats"])[1]["stats"]["mean"][0])
-        for i in (0, 4)
-    ]
-    history = model.fit(X, X[:, :1], batch_size=4, epochs=2, shuffle=False, verbose=0).history
-    np.testing.assert_allclose(history["stats/mean"], [np.mean(expected)] * 2, rtol=1e-5)
-    result = model.evaluate(X, X[:, :1], batch_size=4, verbose=0, return_dict=True)
-    np.testing.assert_allclose(result["stats/mean"], np.mean(expected), rtol=1e-5)
-    layer(X, training=True)
-    (metric,) = layer.metrics
-    metric.reset_state()
-    assert metric.result() == 0
 
 
 def test_a_collection_of_any_name_can_be_a_loss(values):
@@ -66,63 +37,6 @@ def test_an_output_is_returned_beside_the_output(values):
         ((name, (weights,)),) = beside.items()
         assert name == "attention/weights"
         np.testing.assert_allclose(weights, sown["attention"]["weights"][0], rtol=1e-6)
-
-
-def test_captured_features_feed_other_keras_layers(values):
-    """Feature extraction from a model that knows nothing of it."""
-    layer = FlaxLayer(Rich(), capture=["encoder", "feature"], seed=0)
-    inputs = keras.Input((4,))
-    outputs, features = layer(inputs)
-    model = keras.Model(
-        inputs, [outputs, keras.layers.Dense(3, use_bias=False)(features["encoder"])]
-    )
-    model.compile("sgd", ["mse", "mse"])
-    model.fit(X, [X[:, :1], X[:, :3]], verbose=0)
-    outputs, features = layer(X)
-    native, sown = Rich().apply(
-        values(layer.params), X, capture_intermediates=True, mutable=["intermediates"]
-    )
-    sown = sown["intermediates"]
-    assert set(features) == {"encoder", "feature"}
-    np.testing.assert_allclose(outputs, native, rtol=1e-6)
-    np.testing.assert_allclose(features["encoder"], sown["encoder"]["__call__"][0], rtol=1e-6)
-    np.testing.assert_allclose(features["feature"], sown["feature"][0], rtol=1e-6)
-
-
-def test_a_module_called_twice_gives_both_results():
-    class Twice(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            dense = nn.Dense(4, name="shared")
-            return dense(dense(x))
-
-    _, features = FlaxLayer(Twice(), capture="shared")(X)
-    assert [f.shape for f in features["shared"]] == [(8, 4), (8, 4)]
-
-
-def test_capture_in_haiku(values):
-    def forward(x):
-        return hk.nets.MLP([5, 2])(x)
-
-    layer = HaikuLayer(forward, capture=r"mlp/~/linear_\d", seed=0)
-    outputs, features = layer(X)
-    params = values(layer.params)
-    hidden = X @ params["mlp/~/linear_0"]["w"] + params["mlp/~/linear_0"]["b"]
-    assert set(features) == {"mlp/~/linear_0", "mlp/~/linear_1"}
-    np.testing.assert_allclose(features["mlp/~/linear_0"], hidden, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(features["mlp/~/linear_1"], outputs)
-
-
-@pytest.mark.parametrize(
-    ("make", "near"),
-    [
-        (lambda: FlaxLayer(Rich(), capture="encodr"), "encoder"),
-        (lambda: HaikuLayer(lambda x: hk.nets.MLP([2])(x), capture="mlp/linear_0"), "mlp/~/lin"),
-    ],
-)
-def test_a_path_that_nothing_has_names_near_misses(make, near):
-    with pytest.raises(PatternError, match=rf"capture: .* matches n.*Near it are: .*{near}"):
-        make()(X)
 
 
 class Averaged(hk.Module):
@@ -294,15 +208,6 @@ def test_a_leaf_of_the_state_cannot_be_trained():
         layer(X)
 
 
-def test_metrics_in_a_trace_of_the_users_own():
-    """Nothing is reported from there, and nothing of the trace is kept."""
-    layer = FlaxLayer(Rich(), state_policy={"stats": "metric"})
-    layer(X, training=False)
-    before = float(layer.metrics[0].result())
-    jax.jit(lambda x: layer(x, training=False))(2 * X)
-    assert float(layer.metrics[0].result()) == before
-
-
 def test_options_are_saved(tmp_path):
     layer = FlaxLayer(
         Net(), state_policy={"batch_stats": "cache"}, capture="encoder", remat="dots_saveable"
@@ -315,3 +220,125 @@ def test_options_are_saved(tmp_path):
     for one, other in zip(again(X), model(X), strict=True):
         np.testing.assert_array_equal(one, other)
     assert again.layers[1].get_config() == layer.get_config()
+
+
+class Stateful(nn.Module):
+    """Variables of several collections, and batch norm."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        draw = lambda: jax.random.normal(self.make_rng("params"), (4,))  # noqa: E731
+        table = self.variable("tables", "rotary", draw)
+        calls = self.variable("seen", "calls", lambda: jnp.zeros((), "int32"))
+        last = self.variable("seen", "last", jnp.zeros, (4,))
+        if self.is_mutable_collection("seen") and not self.is_initializing():
+            calls.value = calls.value + 1
+            last.value = x[0]
+        return nn.BatchNorm(use_running_average=not train)(x) + table.value
+
+
+def test_constants_are_saved_and_are_no_weights(values, tmp_path):
+    def model(seed):
+        layer = FlaxLayer(Stateful(), state_policy={"tables": "constant"}, seed=seed)
+        return keras.Sequential([keras.Input((4,)), layer])
+
+    saved, other = model(0), model(1)
+    saved.compile("sgd", "mse")
+    saved.fit(X, X, verbose=0)
+    saved.save_weights(tmp_path / "it.weights.h5")
+    other.load_weights(tmp_path / "it.weights.h5")
+    np.testing.assert_array_equal(other.predict(X, verbose=0), saved.predict(X, verbose=0))
+    (layer,) = saved.layers
+    assert "tables/rotary" not in {"/".join(v.path.split("/")[1:]) for v in layer.weights}
+    native = Stateful().apply({**values(layer.params), **values(layer.state)}, X)
+    np.testing.assert_allclose(layer(X), native, rtol=1e-6, atol=1e-6)
+
+
+def test_a_leaf_of_a_flax_collection_that_is_written_in_inference():
+    layer = FlaxLayer(Stateful(), state_policy={"seen/calls": "cache"})
+    for _ in range(3):
+        layer(X, training=False)
+    assert layer.state["seen"]["calls"].value == 3
+    np.testing.assert_array_equal(layer.state["seen"]["last"].value, np.zeros(4))
+    layer(X, training=True)
+    np.testing.assert_array_equal(layer.state["seen"]["last"].value, X[0])
+
+
+def test_leaves_of_a_flax_collection_that_are_shown_are_kept(values):
+    layer = FlaxLayer(Stateful(), state_policy={"batch_stats/.*": "output", "seen/calls": "metric"})
+    layer.build((8, 4))
+    native = {**values(layer.params), **values(layer.state)}
+    for _ in range(2):
+        _, beside = layer(X, training=True)
+        _, mutated = Stateful().apply(native, X, True, mutable=["batch_stats", "seen"])
+        native |= mutated
+    mean = native["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(beside["batch_stats/BatchNorm_0/mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(
+        layer.state["batch_stats"]["BatchNorm_0"]["mean"].value, mean, rtol=1e-6
+    )
+    assert layer.metrics[0].result() == 1.5  # calls: 1, then 2
+
+
+@pytest.mark.parametrize("role", ["output", "metric", "loss"])
+def test_a_collection_of_variables_is_not_made_anew_in_each_call(role):
+    layer = FlaxLayer(Stateful(), state_policy={"batch_stats": role})
+    with pytest.raises(
+        PatternError, match=rf"'batch_stats' is a coll.*'batch_stats/\.\*': '{role}'"
+    ):
+        layer(X)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"batch_stat": "cache"}, r"'batch_stat' matches no path of the state.*near.*batch_stats/"),
+        ({"seen/call": "metric"}, r"'seen/call' matches no.*seen/calls"),
+        ({"params/.*": "constant"}, r"matches no.*but params, which cannot have the role 'const"),
+        ({"ema": "param"}, r"'ema' matches no path of params"),
+    ],
+)
+def test_entries_that_mean_nothing(policy, message):
+    with pytest.raises(PatternError, match=rf"(?i)state_policy: .*{message}"):
+        FlaxLayer(Stateful(), state_policy=policy)(X)
+
+
+def test_entries_for_what_only_one_mode_makes_mean_something():
+    FlaxLayer(Rich(), state_policy={"aux/penalty": "loss", "nothing": "drop"})(X)
+
+
+def test_a_layer_over_the_adapter_splits_collections_alike():
+    layer = ModuleLayer(Stateful(), adapter="flax.linen", state_policy={"tables": "param"})
+    layer(X)
+    assert [v.name for v in layer.trainable_variables] == ["bias", "scale", "rotary"]
+
+
+def test_roles_and_frozen_dicts_in_a_config():
+    policy = flax.core.freeze({"batch_stats": Role.CACHE})
+    layer = FlaxLayer(Net(), state_policy=policy)
+    assert layer.get_config()["state_policy"] == {"batch_stats": "cache"}
+
+
+class Sows(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(4)
+
+    def __call__(self, x):
+        return self.dense(x)
+
+    def encode(self, x):
+        self.sow("stats", "mean", jnp.mean(x))
+        return self.dense(x)
+
+
+def test_what_another_method_sows_is_made_anew(values):
+    """Also where the user's variables hold it, from an init with that method."""
+    module = Sows()
+    variables = module.init(jax.random.key(0), X, method="encode")
+    assert "stats" in variables
+    layer = FlaxLayer(module, variables=variables)
+    for _ in range(2):
+        outputs = layer(X, method="encode", training=True)
+        native = module.apply(variables, X, method="encode", mutable=["stats"])[0]
+        np.testing.assert_array_equal(outputs, native)
+        layer(X, training=True)
