@@ -102,6 +102,7 @@ FLOORS = {
     "jaxlayer_core.freezing": 2,
     "jaxlayer_core.initialization": 2,
     "jaxlayer_core.leaf_rules": 2,
+    "jaxlayer_core.leaves": 2,
     "jaxlayer_core.methods": 2,
     "jaxlayer_core.metrics": 2,
     "jaxlayer_core.returned_state": 2,
@@ -111,6 +112,7 @@ FLOORS = {
     "jaxlayer_core.variables": 2,
     "jaxlayer_core.weights": 2,
     # the layer, and who adapts a model
+    "jaxlayer_core.building": 3,
     "jaxlayer_core.layer": 3,
     "jaxlayer_core.registry": 3,
     "jaxlayer_core.tree_layer": 3,
@@ -143,6 +145,7 @@ FLOORS = {
     "jaxlayer_flax.model": 5,
     "jaxlayer_flax.modes": 5,
     "jaxlayer_flax.roles": 5,
+    "jaxlayer_flax.trees": 5,
     "jaxlayer_haiku": 5,
     "jaxlayer_haiku.adapter": 5,
     "jaxlayer_haiku.capturing": 5,

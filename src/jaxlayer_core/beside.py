@@ -35,8 +35,8 @@ def sort(
     Args:
         policy: the table of roles.
         outcome: of the call.
-        state_paths: paths of the leaves of the new state. A loss, metric or output among
-            them is kept as state, too.
+        state_paths: paths of the leaves of the new state; a loss, metric or output among
+            them stays state.
         state: those leaves.
     """
     beside = Beside({}, {}, dict(outcome.captured))

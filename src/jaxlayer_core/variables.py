@@ -8,7 +8,6 @@ because with `KERAS_NNX_ENABLED` a variable is itself a pytree.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -20,25 +19,11 @@ import numpy as np
 
 from jaxlayer_core import paths, returned_state, rng
 from jaxlayer_core.errors import PatternError
+from jaxlayer_core.leaves import Pending, as_data, is_array, to_pending, to_variable
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, PyTree
 from jaxlayer_core.roles import Policy, Role
-from jaxlayer_core.specs import ArraySpec, is_numeric
-
-
-@dataclasses.dataclass(frozen=True)
-class Pending:
-    """A leaf whose value is computed only when its variable is initialised.
-
-    Attributes:
-        spec: shape and dtype.
-        value: computes the value.
-        axes: mesh axes that the model asks for, or None.
-    """
-
-    spec: jax.ShapeDtypeStruct
-    value: Callable[[], jax.Array]
-    axes: tuple[str | None, ...] | None = None
+from jaxlayer_core.specs import ArraySpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +52,6 @@ class Slot:
             return spec
         wrap = functools.partial(jax.random.wrap_key_data, impl=self.key_impl)
         return ArraySpec.of(jax.eval_shape(wrap, spec.filled(())))
-
-
-def is_array(value: Any) -> bool:
-    """Whether a leaf becomes a variable: arrays of numbers and Python numbers do."""
-    if isinstance(value, np.ndarray | np.generic):
-        return is_numeric(value.dtype)
-    return isinstance(value, jax.Array | bool | int | float | complex)
 
 
 def is_leaf(value: Any) -> bool:
@@ -133,7 +111,7 @@ class VariableTree:
             if isinstance(leaf, keras.Variable) and not copy:
                 slots.append(Slot(path, variable=leaf))
                 continue
-            pending = _pending(leaf, copy)
+            pending = to_pending(leaf, copy)
             if pending is None:
                 slots.append(Slot(path, static=leaf))
                 continue
@@ -144,17 +122,20 @@ class VariableTree:
                     "one leaf of the state. Only a whole collection of Flax can be trained: give "
                     "its name as the pattern."
                 )
-            pending, key_impl = _as_data(pending)
+            pending, key_impl = as_data(pending)
             overwritten = trainable and role is Role.OVERWRITTEN
             full = (*scope, *path)
-            is_full_precision = full_precision("/".join(full))
-            variable = _variable(
+            float_dtype = None if overwritten else dtype
+            is_cast = trainable and not overwritten
+            if full_precision("/".join(full)):
+                float_dtype, is_cast = dtype and "float32", False
+            variable = to_variable(
                 owner,
                 full,
                 pending,
                 trainable=trainable,
-                float_dtype=None if overwritten else dtype and _float(dtype, is_full_precision),
-                autocast=trainable and not (overwritten or is_full_precision),
+                float_dtype=float_dtype,
+                autocast=is_cast,
             )
             variable.overwrite_with_gradient = overwritten
             is_constant = not trainable and role is Role.CONSTANT
@@ -247,85 +228,3 @@ class VariableTree:
             returned_state.check_shape(owner, slot.path, tuple(slot.variable.shape), value)
             values.append(jax.numpy.asarray(value))
         return values
-
-
-def _pending(leaf: Any, copy: bool) -> Pending | None:
-    """The initial value that a leaf stands for, or None if it is not an array."""
-    axes = None
-    if isinstance(leaf, Annotated):
-        leaf, axes = leaf.value, leaf.axes
-    if isinstance(leaf, Pending):
-        return dataclasses.replace(leaf, axes=axes or leaf.axes)
-    if isinstance(leaf, keras.Variable):
-        leaf = leaf.value
-    if isinstance(leaf, jax.Array):
-        spec = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return Pending(spec, lambda: leaf.copy() if copy else leaf, axes)
-    if is_array(leaf):
-        array = np.asarray(leaf)
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        spec = jax.ShapeDtypeStruct(array.shape, dtype)
-        return Pending(spec, lambda: jax.numpy.array(array, dtype), axes)
-    return None
-
-
-def _float(dtype: str, is_full_precision: bool) -> str:
-    return "float32" if is_full_precision else dtype
-
-
-def _as_data(pending: Pending) -> tuple[Pending, Any]:
-    """Turns a typed PRNG key, which Keras cannot hold, into its data and implementation."""
-    if not rng.is_key(pending.spec):
-        return pending, None
-    found = []
-
-    def data(key: jax.Array) -> jax.Array:
-        found.append(jax.random.key_impl(key))
-        return jax.random.key_data(key)
-
-    spec = jax.eval_shape(data, pending.spec)
-    return Pending(spec, lambda: jax.random.key_data(pending.value())), found[0]
-
-
-def _variable(
-    owner: str,
-    path: Path,
-    pending: Pending,
-    *,
-    trainable: bool,
-    float_dtype: str | None,
-    autocast: bool,
-) -> keras.Variable:
-    own_dtype = jax.numpy.dtype(pending.spec.dtype)
-    real = jax.numpy.issubdtype(own_dtype, np.floating)
-
-    def initializer(shape: Any, dtype: Any = None, **_: Any) -> jax.Array:
-        # Keras may call this inside somebody's trace; the values must not become part of it.
-        with jax.core.eval_context():
-            return jax.numpy.asarray(pending.value(), dtype)
-
-    with contextlib.ExitStack() as stack:
-        for segment in path[:-1]:
-            stack.enter_context(keras.name_scope(segment))
-        return keras.Variable(
-            initializer,
-            shape=pending.spec.shape,
-            dtype=float_dtype if float_dtype is not None and real else own_dtype.name,
-            trainable=trainable and bool(jax.numpy.issubdtype(own_dtype, np.inexact)),
-            autocast=autocast,
-            layout=_layout("/".join((owner, *path)), pending.axes),
-            name=path[-1] if path else "value",
-        )
-
-
-def _layout(path: str, axes: tuple[str | None, ...] | None) -> Any:
-    """The sharding that the model's own annotation asks for, or None to let Keras decide.
-
-    A rule of the user's `LayoutMap` for the same path comes first.
-    """
-    distribution = keras.distribution.distribution()
-    if axes is None or distribution is None or distribution.get_tensor_layout(path) is not None:
-        return None
-    mesh = distribution.device_mesh
-    known = tuple(axis if axis in mesh.axis_names else None for axis in axes)
-    return keras.distribution.TensorLayout(known, mesh) if any(known) else None

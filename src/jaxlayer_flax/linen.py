@@ -10,8 +10,9 @@ import flax.linen as nn
 from jaxlayer_core import Adapter, PureModule
 from jaxlayer_core.capturing import Capture
 from jaxlayer_core.roles import Role
-from jaxlayer_flax.model import LinenModel, clean
+from jaxlayer_flax.model import LinenModel
 from jaxlayer_flax.roles import COLLECTIONS, Collections
+from jaxlayer_flax.trees import clean
 
 
 class LinenAdapter(Adapter):

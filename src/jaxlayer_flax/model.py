@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 
 from jaxlayer_core import (
-    Annotated,
     Arguments,
     CallSignature,
     Outcome,
@@ -25,20 +24,8 @@ from jaxlayer_core import (
 )
 from jaxlayer_core.capturing import Capture
 from jaxlayer_core.signature import parse_training_arg
-from jaxlayer_flax import capturing, modes
+from jaxlayer_flax import capturing, modes, trees
 from jaxlayer_flax.roles import Collections
-
-
-def clean(variables: Any) -> dict[str, Any]:
-    """Plain dicts, with Flax's metadata boxes turned into annotations."""
-
-    def unbox(leaf: Any) -> Any:
-        if isinstance(leaf, nn.Partitioned):
-            return Annotated(leaf.value, tuple(leaf.names))
-        return leaf.unbox() if isinstance(leaf, nn.meta.AxisMetadata) else leaf
-
-    plain: dict[str, Any] = flax.core.unfreeze(variables)
-    return jax.tree.map(unbox, plain, is_leaf=nn.meta.is_axis_metadata)
 
 
 class LinenModel:
@@ -149,7 +136,7 @@ class LinenModel:
             return result
 
     def _init(self, rng: jax.Array, arguments: Arguments) -> Variables:
-        variables = clean(
+        variables = trees.clean(
             self._in_mode(
                 True,
                 lambda module: module.init(
@@ -166,12 +153,12 @@ class LinenModel:
         self, params: Any, state: Any, rng: jax.Array, arguments: Arguments
     ) -> set[str]:
         """Collections that `sow` adds to in every call, which cannot be kept as they are."""
-        if not any(map(_was_sown, state.values())):
+        if not any(map(trees.was_sown, state.values())):
             return set()
-        variables = _plain({**params, **state})
+        variables = trees.plain({**params, **state})
         mutable = nn.DenyList(self._collections.immutable(variables, True))
         _, mutated = self._apply(variables, rng, arguments, True, mutable)
-        return _grown({name: variables[name] for name in state}, clean(mutated))
+        return trees.grown({name: variables[name] for name in state}, trees.clean(mutated))
 
     def _check_made_anew(self, variables: Any, rng: jax.Array, arguments: Arguments) -> None:
         """Refuses to make variables anew in each call because the user wants to see them.
@@ -180,7 +167,7 @@ class LinenModel:
         from one is an error of Flax.
         """
         for name in self._collections.made_anew_by_choice(variables):
-            rest = _plain({k: v for k, v in variables.items() if k != name})
+            rest = trees.plain({k: v for k, v in variables.items() if k != name})
             mutable = nn.DenyList(self._collections.immutable(rest, True) | {name})
             try:
                 self._apply(rest, rng, arguments, True, mutable)
@@ -204,7 +191,7 @@ class LinenModel:
         variables = {**(params or {}), **kept}
         outputs, mutated = self._apply_in_mode(variables, rng, arguments, training)
         mutated = flax.core.unfreeze(nn.meta.unbox(mutated))
-        if grown := _grown(kept, mutated):  # given by the user, or sown by this method only
+        if grown := trees.grown(kept, mutated):  # given by the user, or sown by this method only
             self._grown |= grown
             return self._call(params, state, rng, arguments, training)
         new_state = state and {k: mutated.get(k, v) if k in kept else v for k, v in state.items()}
@@ -285,31 +272,3 @@ class LinenModel:
                     streams.append(asked[1])
 
         return self._in_mode(training, run)
-
-
-def _plain(variables: Any) -> Any:
-    """The variables without annotations."""
-    return jax.tree.map(
-        lambda leaf: leaf.value if isinstance(leaf, Annotated) else leaf,
-        variables,
-        is_leaf=lambda leaf: isinstance(leaf, Annotated),
-    )
-
-
-def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
-    """The collections that `sow` has added to."""
-    structure: Callable[[Any], Any] = jax.tree.structure
-    return {
-        name
-        for name, collection in before.items()
-        if name in after
-        and _was_sown(after[name])
-        and structure(collection) != structure(after[name])
-    }
-
-
-def _was_sown(collection: Any) -> bool:
-    """Whether there are tuples in a collection, which `sow` makes."""
-    if isinstance(collection, Mapping):
-        return any(map(_was_sown, collection.values()))
-    return isinstance(collection, tuple)
