@@ -24,6 +24,7 @@ from jaxlayer_core import (
     StructureError,
     Variables,
 )
+from jaxlayer_flax import LinenAdapter
 
 X = np.ones((6, 4), "float32")
 
@@ -459,3 +460,9 @@ def test_leaves_of_params_and_state_with_the_same_name():
 
     with pytest.raises(StructureError, match=r"are both called 'w'.*PureModule\(scopes=...\)"):
         as_layer(object(), adapter=Colliding())(np.ones(2))
+
+
+def test_an_adapter_whose_options_would_be_lost_is_not_saved():
+    layer = as_layer(nn.Dense(2), adapter=LinenAdapter(("noise",)))
+    with pytest.raises(AdapterError, match=r"cannot be saved with the adapter .*LinenAdapter"):
+        layer.get_config()

@@ -103,6 +103,7 @@ FLOORS = {
     "jaxlayer_core.initialization": 2,
     "jaxlayer_core.leaf_rules": 2,
     "jaxlayer_core.leaves": 2,
+    "jaxlayer_core.leaving": 2,
     "jaxlayer_core.methods": 2,
     "jaxlayer_core.metrics": 2,
     "jaxlayer_core.returned_state": 2,

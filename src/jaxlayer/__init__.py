@@ -14,7 +14,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxlayer_core import Adapter, JaxLayer, JaxLayerError, as_layer, register_adapter
+    from jaxlayer_core import Adapter, JaxLayer, JaxLayerError, as_layer, register_adapter, to_pure
     from jaxlayer_flax import FlaxLayer
     from jaxlayer_haiku import HaikuLayer
 
@@ -26,6 +26,7 @@ __all__ = [
     "JaxLayerError",
     "as_layer",
     "register_adapter",
+    "to_pure",
 ]
 
 _HOMES = {"FlaxLayer": ("jaxlayer_flax", "flax"), "HaikuLayer": ("jaxlayer_haiku", "haiku")}

@@ -18,6 +18,7 @@ from jaxlayer_core.errors import (
     StructureError,
 )
 from jaxlayer_core.functions import JaxLayer
+from jaxlayer_core.leaving import PureModel, to_pure
 from jaxlayer_core.module_layer import ModuleLayer, as_layer
 from jaxlayer_core.pure import Annotated, Arguments, Outcome, PureModule, Variables
 from jaxlayer_core.registry import register_adapter, unregister_adapter
@@ -41,6 +42,7 @@ __all__ = [
     "Outcome",
     "PatternError",
     "Policy",
+    "PureModel",
     "PureModule",
     "Role",
     "SignatureError",
@@ -50,5 +52,6 @@ __all__ = [
     "key_from_seed",
     "register_adapter",
     "stream_key",
+    "to_pure",
     "unregister_adapter",
 ]

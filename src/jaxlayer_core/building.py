@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import backends, calls, initialization, keras_bridge, rng, roles
+from jaxlayer_core import backends, calls, initialization, rng, roles
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
 from jaxlayer_core.errors import JaxLayerError, PatternError
@@ -133,19 +133,14 @@ class BuildingLayer(TreeLayer):
         roles.check_used(self._state_policy, [*state, *made], params)
 
     def _ensure_metrics(self, form: CallForm) -> None:
-        """Makes the metrics that the method of a call reports."""
-        method = form.structure.method
-        if self._reports.knows(method) or not self._methods[method].policy.uses(Role.METRIC):
+        """Makes the metrics that a call reports."""
+        structure = form.structure
+        if not self._methods[structure.method].policy.uses(Role.METRIC):
             return
-        with jax.core.eval_context(), self._explained("find the metrics of", form):
-            names = self._runner.metric_names(form)
-        if names and keras_bridge.is_in_step():
-            raise JaxLayerError(
-                f"{self.name} learns of the metrics {', '.join(names)} while a step is traced, "
-                f"where nothing can be made to hold them: the method {method!r} has not been "
-                "called before. Call it once on data or on keras.Input(...) first."
-            )
-        self._reports.add(self, method, names)
+        if self._reports.is_new(structure if structure.is_cacheable else structure.method):
+            with jax.core.eval_context(), self._explained("find the metrics of", form):
+                names = self._runner.metric_names(form)
+            self._reports.add(self, names)
 
     def _explained(self, doing: str, form: CallForm) -> AbstractContextManager[None]:
         owner = self._methods[form.structure.method].signature.owner

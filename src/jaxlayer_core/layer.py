@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import calls, keras_bridge, rng
+from jaxlayer_core import calls, keras_bridge, leaving, rng
 from jaxlayer_core.building import BuildingLayer
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import JaxLayerError
+from jaxlayer_core.leaving import PureModel
 from jaxlayer_core.runner import Writes
 from jaxlayer_core.structure import CallStructure, Packed, is_array, is_plain
 
@@ -34,13 +35,15 @@ class PureLayer(BuildingLayer):
         state_policy: path pattern to role, before the model's own table: what is kept as
             `"state"` or `"cache"` (written in inference, too), is a `"loss"`, a `"metric"`
             or an `"output"`, is `"constant"` or `"drop"`ped; see `jaxlayer_core.roles`.
-            A metric is reported as `<name of the layer>/<path>`.
+            A path has no `params/` or `state/` before it here: it is that of the leaf in
+            the state. A metric is reported as `<name of the layer>/<path>`.
         remat: whether to compute intermediate values again in the backward pass instead of
             keeping them: True for all, or a policy, a function of `jax.checkpoint_policies`
             or its name, for what to keep. `keras.RematScope` sets it, too.
         copy_variables: whether given arrays, and the values of given Keras variables, are
             copied. Keras donates the buffers of its variables in training, so without a copy
-            the caller's own arrays are deleted. Keras variables are then shared.
+            the caller's own arrays are deleted. Keras variables are then shared, and
+            trained or frozen together.
         regularizers: path pattern to Keras regularizer, such as `{"kernel": "l2"}`; the first
             that matches a weight counts.
         constraints: path pattern to Keras constraint, likewise.
@@ -158,7 +161,7 @@ class PureLayer(BuildingLayer):
                 self._assign(written[name], value)
         for loss in result.losses.values():
             self.add_loss(loss)
-        self._reports.update(result.metrics)
+        self._reports.update(self, result.metrics)
         if form.structure.is_single and not (
             draws or written or result.losses or result.metrics or self._is_special()
         ):
@@ -263,6 +266,34 @@ class PureLayer(BuildingLayer):
                 tuple(symbol if dim is None else dim for dim in spec.shape), spec.dtype
             )
         )
+
+    # Leaving Keras.
+
+    def to_pure(self) -> PureModel:
+        """The model as a pure function, with copies of its variables.
+
+        Returns:
+            `(call_fn, params, state)`: `call_fn(params, state, rng, *args, training=False,
+            **kwargs)` takes the model's own arguments and gives `(outputs, new_state)`. It
+            changes nothing, so `jax.vmap`, `jax.jvp` and an optax loop can have it. `rng` is
+            the key of the call. What `trainable`, `freeze` and the dtype policy do is Keras'
+            part and stays behind.
+
+        Raises:
+            BuildError: the layer is not built.
+
+        Example:
+            >>> import flax.linen as nn, jax, jax.numpy as jnp
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2))
+            >>> layer.build((None, 3))
+            >>> call_fn, params, state = layer.to_pure()
+            >>> one = lambda x: call_fn(params, state, jax.random.key(0), x)[0]
+            >>> jax.vmap(one)(jnp.ones((4, 3))).shape
+            (4, 2)
+        """
+        params, state = super().variables_tree()
+        return PureModel(leaving.call_fn(self._methods[None]), params, state)
 
     # Options.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import keras
 
 from jaxlayer_core import keras_bridge
+from jaxlayer_core.errors import JaxLayerError
 
 
 class ReportedMean(keras.metrics.Metric):  # type: ignore[misc]  # keras has no types
@@ -27,7 +28,10 @@ class ReportedMean(keras.metrics.Metric):  # type: ignore[misc]  # keras has no 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)
         sums = [
-            keras.Variable(jnp.zeros, shape=(), dtype="float32", trainable=False, name=part)
+            # A layer's precision is not for its sums: bfloat16 counts to 256.
+            keras.Variable(
+                jnp.zeros, shape=(), dtype="float32", trainable=False, autocast=False, name=part
+            )
             for part in ("total", "count")
         ]
         # Past Keras' own `__setattr__`, which would claim them for the metric.
@@ -68,7 +72,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._means: dict[str, ReportedMean] = {}
-        self._methods: set[str | None] = set()
+        self._calls: set[Hashable] = set()
 
     @property
     def metrics(self) -> list[ReportedMean]:
@@ -80,24 +84,36 @@ class Reports:
         """What the metrics sum up in."""
         return [variable for metric in self.metrics for variable in metric.sums]
 
-    def knows(self, method: str | None) -> bool:
-        """Whether the metrics of a method are there."""
-        return method in self._methods
+    def is_new(self, call: Hashable) -> bool:
+        """Whether this is the first time that a kind of call is made."""
+        is_new = call not in self._calls
+        self._calls.add(call)
+        return is_new
 
-    def add(self, layer: keras.layers.Layer, method: str | None, names: Iterable[str]) -> None:
-        """Makes what a method reports; the layer's name keeps it apart from other layers'."""
-        self._methods.add(method)
-        for name in names:
-            if name not in self._means:
-                with (
-                    keras.name_scope(layer.name, caller=layer),
-                    keras.name_scope("metrics"),
-                    keras.name_scope(name.replace("/", ".")),
-                ):
-                    self._means[name] = ReportedMean(f"{layer.name}/{name}")
+    def add(self, layer: keras.layers.Layer, names: Iterable[str]) -> None:
+        """Makes what a call reports; the layer's name keeps it apart from other layers'.
 
-    def update(self, values: Mapping[str, Any]) -> None:
+        Raises:
+            JaxLayerError: a step is being traced, and there is a new one among them.
+        """
+        new = [name for name in names if name not in self._means]
+        if new and keras_bridge.is_in_step():
+            raise JaxLayerError(
+                f"{layer.name} learns of the metrics {', '.join(new)} while a step is traced, "
+                "where nothing can be made to hold them: no such call has been made before. Make "
+                "one on data or on keras.Input(...) first, with the same method and arguments."
+            )
+        for name in new:
+            with (
+                keras.name_scope(layer.name, caller=layer),
+                keras.name_scope("metrics"),
+                keras.name_scope(name.replace("/", ".")),
+            ):
+                self._means[name] = ReportedMean(f"{layer.name}/{name}")
+
+    def update(self, layer: keras.layers.Layer, values: Mapping[str, Any]) -> None:
         """Adds scalars to the metrics of their names; in a trace that is not Keras', none."""
         if not keras_bridge.is_foreign_trace(values):
+            self.add(layer, values)
             for name, value in values.items():
                 self._means[name].update_state(value)

@@ -73,7 +73,7 @@ class ModuleLayer(PureLayer):
             shared["state_policy"] = state_policy
 
         def purify(chosen: Any) -> PureModule:
-            if chosen is not None:
+            if chosen not in (None, method or "__call__"):
                 return found.purify(module, method=chosen, **shared)
             own = {"capture": self._capture} if self._capture else {}
             return found.purify(module, method=method, **shared, **own)
@@ -82,6 +82,12 @@ class ModuleLayer(PureLayer):
 
     def get_config(self) -> dict[str, Any]:
         """Config with the model as Keras serialises it."""
+        if self.adapter_class is None and _has_options(self._adapter_given):
+            raise AdapterError(
+                f"{self.name} cannot be saved with the adapter {self._adapter_given!r}, whose "
+                "options would be lost. Use the framework's own layer class, or an adapter "
+                "class without arguments."
+            )
         serialize = keras.saving.serialize_keras_object
         training_arg = self._training_arg
         if training_arg is not None and not isinstance(training_arg, str):
@@ -109,6 +115,16 @@ class ModuleLayer(PureLayer):
         objects = {name: deserialize(config[name]) for name in ("module", "method")}
         layer: ModuleLayer = super().from_config({**config, **objects})
         return layer
+
+
+def _has_options(adapter: Any) -> bool:
+    """Whether an adapter is not simply what its class makes, which is what a load will use."""
+    if not isinstance(adapter, Adapter):
+        return False
+    try:
+        return vars(type(adapter)()) != vars(adapter)
+    except TypeError:  # it needs arguments
+        return True
 
 
 def as_layer(module: Any, **options: Any) -> PureLayer:

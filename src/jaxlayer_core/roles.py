@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from jaxlayer_core import patterns
@@ -29,7 +30,8 @@ class Role(enum.Enum):
     OUTPUT = "output"
     """Returned beside the output. A leaf of the state is kept, too."""
     CONSTANT = "constant"
-    """Kept as it was initialised: saved, but never written and no weight of the layer."""
+    """Kept as it was initialised: saved with the weights, but never written, and none of
+    `layer.weights`."""
     DROP = "drop"
     """Not kept: a collection is made anew in every call, a leaf has its initial value in each."""
 
@@ -66,6 +68,11 @@ class Policy:
             self._known[path] = next(found, self._default)
         return self._known[path]
 
+    def writes(self, path: Path, training: bool) -> bool:
+        """Whether a call in this mode writes a leaf of the state."""
+        role = self.role(path)
+        return role not in (Role.DROP, Role.CONSTANT) if training else role is Role.CACHE
+
     def uses(self, role: Role) -> bool:
         """Whether any path may have this role."""
         return role is self._default or role in self._table.values()
@@ -77,6 +84,9 @@ class Policy:
     def _without(self, table: Mapping[str, Role | str]) -> dict[str, Role]:
         return {pattern: role for pattern, role in self._table.items() if pattern not in table}
 
+
+MADE_BESIDE = frozenset({Role.LOSS, Role.METRIC, Role.OUTPUT})
+"""Roles of what a call may make beside output and state."""
 
 STATE_ONLY = Policy({})
 """All state is written in training."""
@@ -96,6 +106,9 @@ def check_used(
 
     Raises:
         PatternError: an entry matches no path that could have its role.
+
+    Warns:
+        UserWarning: one matches nothing, but is for what another call may still make.
     """
     for pattern, word in table.items():
         role = _role(pattern, word)
@@ -106,9 +119,12 @@ def check_used(
         kind = "params" if trained else "the state, nor anything that the model makes beside it"
         if not trained and any(map(_expression(pattern).match, params)):
             kind += ", but params, which cannot have the role " + repr(role.value)
-        raise PatternError(
+        message = (
             f"state_policy: {pattern!r} matches no path of {kind}. {patterns.near(pattern, names)}"
         )
+        if role not in MADE_BESIDE or any(map(_expression(pattern).match, params)):
+            raise PatternError(message)
+        warnings.warn(f"{message} Another method or argument may make it.", stacklevel=2)
 
 
 def _role(pattern: str, role: Role | str) -> Role:

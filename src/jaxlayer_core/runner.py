@@ -123,10 +123,7 @@ class Runner:
     def _writes(self, module: PureModule, writes: Writes) -> list[bool]:
         if writes == "none":
             return [False] * len(self._state.paths)
-        roles = map(module.policy.role, self._state.paths)
-        if writes == "inference":
-            return [role is Role.CACHE for role in roles]
-        return [role not in (Role.DROP, Role.CONSTANT) for role in roles]
+        return [module.policy.writes(path, writes == "all") for path in self._state.paths]
 
     def _function(
         self, module: PureModule, structure: CallStructure, training: bool, writes: Writes

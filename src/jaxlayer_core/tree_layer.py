@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import keras
 
 from jaxlayer_core import summary, weights
@@ -15,7 +16,7 @@ from jaxlayer_core.leaf_rules import LeafRules
 from jaxlayer_core.metrics import Reports
 from jaxlayer_core.paths import Path
 from jaxlayer_core.patterns import Pattern
-from jaxlayer_core.pure import PyTree
+from jaxlayer_core.pure import PyTree, Variables
 from jaxlayer_core.roles import Policy
 from jaxlayer_core.variables import VariableTree
 
@@ -48,6 +49,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         self._copy_variables = copy_variables
         self.seed_generator = keras.random.SeedGenerator(seed)
         self._reports = Reports()
+        self._is_complete = False  # whether all variables exist
 
     @property
     def params(self) -> PyTree:
@@ -58,6 +60,38 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     def state(self) -> PyTree:
         """The model's state: its own pytree, with Keras variables as leaves."""
         return self._state.tree
+
+    def variables_tree(self) -> Any:
+        """The values of the variables as the model's own framework takes them.
+
+        Returns:
+            `(params, state)`, pytrees of arrays. They are copies: Keras donates the buffers
+            of its variables when it trains on. `FlaxLayer` gives the dict of collections.
+
+        Raises:
+            BuildError: the layer is not built.
+
+        Example:
+            >>> import haiku as hk, jax.numpy as jnp
+            >>> from jaxlayer import HaikuLayer
+            >>> net = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(2)(x)))
+            >>> layer = HaikuLayer(net)
+            >>> outputs = layer(jnp.ones((4, 3)))
+            >>> params, _ = layer.variables_tree()
+            >>> bool(jnp.array_equal(net.apply(params, jnp.ones((4, 3))), outputs))
+            True
+        """
+        self._check_built("give")
+        trees = (self._params, self._state)
+        copies = ([jnp.array(v.value) for v in tree.variables] for tree in trees)
+        return Variables(*(tree.restore(c) for tree, c in zip(trees, copies, strict=True)))
+
+    def _check_built(self, doing: str) -> None:
+        if not self._is_complete:
+            raise BuildError(
+                f"{self.name} has no variables to {doing} before it is built. Call it on data or "
+                "on keras.Input(...), or use layer.build(input_shape)."
+            )
 
     def _create_variables(
         self,
@@ -100,6 +134,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         # Attributes that are lists of variables are what Keras tracks.
         self._param_variables = self._params.weights
         self._state_variables = self._state.weights
+        self._is_complete = complete
         if complete:
             self._rules.apply(dict(zip(self._params.names, self._params.variables, strict=True)))
             self._freezing.settle([*self._params.names, *self._state.names])
@@ -174,8 +209,11 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All variables, with the sums of the metrics, which are no `weights`."""
-        return [*super().variables, *self._reports.variables]
+        """All variables, with constants and the sums of metrics, which are no `weights`.
+
+        These are what Keras' trainer hands to each step.
+        """
+        return [*super().variables, *self._state.constants, *self._reports.variables]
 
     # Showing.
 
@@ -196,11 +234,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             >>> layer.summary(print_fn=lambda text: print("6 values" in text, "kernel" in text))
             False True
         """
-        if not self.built:
-            raise BuildError(
-                f"{self.name} has no variables to show before it is built. Call it on data or "
-                "on keras.Input(...), or use layer.build(input_shape)."
-            )
+        self._check_built("show")
         names = [*self._params.names, *self._state.names]
         variables = [*self._params.variables, *self._state.variables]
         title = f"{self.name} ({type(self).__name__})"
@@ -212,10 +246,9 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
     def get_config(self) -> dict[str, Any]:
         """Config of the layer's own options."""
         config: dict[str, Any] = super().get_config()
-        if not self._has_policy:
-            config["dtype"] = None  # Keras' default, which must not come back as a choice
         return {
             **config,
+            "has_policy": self._has_policy,
             "has_own_dtype": self._has_own_dtype,
             **self._rules.get_config(),
             "seed": self._seed,
@@ -228,9 +261,13 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         """Rebuilds the layer from `get_config()`."""
         config = dict(config)
         steps = config.pop("freezing", ())
-        has_own_dtype = config.pop("has_own_dtype", config.get("dtype") is not None)
+        # Keras' config has a dtype policy always. Whether it was chosen, and where, decides.
+        has_policy = config.pop("has_policy", None)
+        has_own_dtype = config.pop("has_own_dtype", None)
         layer: TreeLayer = super().from_config(config)
-        layer._has_own_dtype = has_own_dtype
+        if has_policy is not None:
+            layer._has_policy, layer._has_own_dtype = has_policy, has_own_dtype
+            layer.autocast = layer._autocast and has_policy
         layer._freezing.replay(steps)
         return layer
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlayer_core import paths, returned_state, rng
 from jaxlayer_core.errors import PatternError
-from jaxlayer_core.leaves import Pending, as_data, is_array, to_pending, to_variable
+from jaxlayer_core.leaves import Pending, as_data, to_pending, to_variable
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, PyTree
 from jaxlayer_core.roles import Policy, Role
@@ -128,7 +128,7 @@ class VariableTree:
             float_dtype = None if overwritten else dtype
             is_cast = trainable and not overwritten
             if full_precision("/".join(full)):
-                float_dtype, is_cast = dtype and "float32", False
+                float_dtype, is_cast = "float32", False
             variable = to_variable(
                 owner,
                 full,
@@ -151,6 +151,11 @@ class VariableTree:
     def weights(self) -> list[keras.Variable]:
         """The variables that are weights of the layer: those that are not constants."""
         return [s.variable for s in self._dynamic if not s.is_constant]
+
+    @property
+    def constants(self) -> list[keras.Variable]:
+        """The variables that are no weights."""
+        return [s.variable for s in self._dynamic if s.is_constant]
 
     @property
     def paths(self) -> list[Path]:
@@ -219,8 +224,7 @@ class VariableTree:
         values = []
         for slot, leaf in zip(self._slots, leaves, strict=True):
             if slot.variable is None:
-                if not is_array(slot.static):  # constants stay, whatever comes back
-                    returned_state.check_static(owner, slot.path, slot.static, leaf)
+                returned_state.check_static(owner, slot.path, slot.static, leaf)
                 continue
             is_key = slot.key_impl is not None
             returned_state.check_kind(owner, slot.path, slot.variable.dtype, is_key, leaf)

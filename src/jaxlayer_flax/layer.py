@@ -110,6 +110,11 @@ class FlaxLayer(ModuleLayer):
             **kwargs,
         )
 
+    def variables_tree(self) -> dict[str, Any]:
+        """The values of the variables, as a dict of collections that `module.apply` takes."""
+        params, state = super().variables_tree()
+        return {**(params or {}), **(state or {})}
+
     def get_config(self) -> dict[str, Any]:
         """Config with the module as Keras serialises it."""
         return {

@@ -171,6 +171,8 @@ class LinenModel:
             mutable = nn.DenyList(self._collections.immutable(rest, True) | {name})
             try:
                 self._apply(rest, rng, arguments, True, mutable)
+            except flax.errors.ModifyScopeVariableError:
+                pass  # `put_variable` makes it anew in each call
             except (
                 flax.errors.ScopeCollectionNotFound,
                 flax.errors.ScopeVariableNotFoundError,
@@ -197,8 +199,9 @@ class LinenModel:
         new_state = state and {k: mutated.get(k, v) if k in kept else v for k, v in state.items()}
         sown = {
             "/".join((collection, *path)): value
-            for collection in mutated.keys() - kept.keys()
+            for collection in mutated.keys() - variables.keys()
             for path, value in flax.traverse_util.flatten_dict(mutated[collection]).items()
+            if collection != "intermediates" or not self._capture.wants(capturing.name(path))
         }
         captured = {}
         if self._capture:
@@ -211,8 +214,7 @@ class LinenModel:
         """What was asked for among the intermediate results of a call."""
         there = found = capturing.results(intermediates)
         if self._capture.missing(found):
-            mutable = nn.DenyList(variables)
-            _, everything = self._apply(variables, rng, arguments, False, mutable, capture=True)
+            _, everything = self._apply(variables, rng, arguments, False, True, capture=True)
             there = capturing.results(everything.get("intermediates", {}))
         return self._capture.take(found, self._name, there)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax
 
-from jaxlayer_core.roles import Policy, Role
+from jaxlayer_core.roles import MADE_BESIDE, Policy, Role
 
 COLLECTIONS = Policy(
     {
@@ -28,8 +28,7 @@ COLLECTIONS = Policy(
 _DROPPED = ("intermediates", "perturbations")
 
 
-_MADE_ANEW = {Role.LOSS, Role.METRIC, Role.OUTPUT}
-_NEVER_WRITTEN = {Role.PARAM, Role.OVERWRITTEN, Role.CONSTANT}
+_TRAINED = {Role.PARAM, Role.OVERWRITTEN}
 
 
 class Collections:
@@ -53,9 +52,9 @@ class Collections:
 
     def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The layer's params, and its state; the rest is made anew in each call."""
-        trained, kept = (Role.PARAM, Role.OVERWRITTEN), (Role.STATE, Role.CACHE, Role.CONSTANT)
+        kept = (Role.STATE, Role.CACHE, Role.CONSTANT)
         return (
-            {name: tree for name, tree in variables.items() if self.role(name) in trained},
+            {name: tree for name, tree in variables.items() if self.role(name) in _TRAINED},
             {name: tree for name, tree in variables.items() if self.role(name) in kept},
         )
 
@@ -64,7 +63,7 @@ class Collections:
         return [
             name
             for name in names
-            if self.role(name) in _MADE_ANEW and COLLECTIONS.role((name,)) is not self.role(name)
+            if self.role(name) in MADE_BESIDE and COLLECTIONS.role((name,)) is not self.role(name)
         ]
 
     def immutable(self, variables: Mapping[str, Any], training: bool) -> set[str]:
@@ -82,4 +81,9 @@ class Collections:
     def _is_written(self, name: str, tree: Any, training: bool) -> bool:
         paths = flax.traverse_util.flatten_dict(flax.core.unfreeze(tree))
         roles = {self.policy.role((name, *path)) for path in paths} or {self.role(name)}
-        return bool(roles - _NEVER_WRITTEN) if training else Role.CACHE in roles
+        if self.role(name) in _TRAINED:
+            return False
+        if not training:
+            return Role.CACHE in roles
+        # A model may insist on writing what its user made constant; the layer does not keep it.
+        return COLLECTIONS.role((name,)) is not Role.CONSTANT or roles != {Role.CONSTANT}

@@ -8,6 +8,7 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
+import keras
 
 from jaxlayer_core import Annotated
 
@@ -21,7 +22,12 @@ def clean(variables: Any) -> dict[str, Any]:
         return leaf.unbox() if isinstance(leaf, nn.meta.AxisMetadata) else leaf
 
     plain: dict[str, Any] = flax.core.unfreeze(variables)
-    return jax.tree.map(unbox, plain, is_leaf=nn.meta.is_axis_metadata)
+    return jax.tree.map(unbox, plain, is_leaf=_is_leaf)
+
+
+def _is_leaf(value: Any) -> bool:
+    # With NNX enabled, a Keras variable is itself a pytree.
+    return isinstance(value, Annotated | keras.Variable) or nn.meta.is_axis_metadata(value)
 
 
 def plain(variables: Any) -> Any:
@@ -29,7 +35,7 @@ def plain(variables: Any) -> Any:
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, Annotated) else leaf,
         variables,
-        is_leaf=lambda leaf: isinstance(leaf, Annotated),
+        is_leaf=_is_leaf,
     )
 
 

@@ -211,3 +211,23 @@ def test_a_copy_under_a_global_mixed_policy_keeps_half_precision():
             outputs = one(np.ones((2, 3), "float32"))
             assert one.params["params"]["low"]["kernel"].dtype == expected
             assert outputs.dtype == jnp.bfloat16
+
+
+def test_a_layer_without_a_policy_has_none_after_loading(tmp_path):
+    """Whatever the global policy is by then; Keras' own layers keep theirs, too."""
+    model = keras.Sequential([keras.Input((3,)), FlaxLayer(Half()), keras.layers.Dense(1)])
+    model.save(tmp_path / "model.keras")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert [layer(x[:, :n]).dtype for layer, n in zip(loaded.layers, (3, 2), strict=True)] == [
+        layer(x[:, :n]).dtype for layer, n in zip(model.layers, (3, 2), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+def test_keep_float32_of_what_the_model_made_in_half_precision(dtype):
+    layer = FlaxLayer(Half(), dtype=dtype, keep_float32="low/kernel")
+    layer(np.ones((2, 3), "float32"))
+    assert layer.params["params"]["low"]["kernel"].dtype == "float32"

@@ -103,6 +103,7 @@ class HaikuCoder(hk.Module):
 )
 def test_a_call_of_another_method_captures_nothing(layer):
     layer = layer()
+    assert len(layer(X, method="__call__")) == 2  # the layer's own, by name
     outputs, (features,) = layer(X)[0], layer(X)[1].values()
     np.testing.assert_array_equal(layer(features, method="decode"), outputs)
 
@@ -158,3 +159,26 @@ class Plain(Adapter):
 def test_an_adapter_that_cannot_capture():
     with pytest.raises(AdapterError, match=r"Plain, the adapter for builtins, cannot capture"):
         ModuleLayer(3, adapter=Plain(), capture="encoder")
+
+
+@pytest.mark.parametrize("role", ["loss", "metric", "output"])
+def test_what_is_captured_is_nothing_else(role):
+    """Also where the collection it travels in has a role of its own."""
+    layer = FlaxLayer(Rich(), capture="encoder", state_policy={"intermediates": role})
+    _, beside = layer(X)
+    assert set(beside) == {"encoder"} | ({"intermediates/feature"} if role == "output" else set())
+    assert [m.name for m in layer.metrics] == (
+        [f"{layer.name}/intermediates/feature"] if role == "metric" else []
+    )
+    assert len(layer.losses) == (role == "loss")
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.BatchNorm(use_running_average=not train, name="norm")(x)
+
+
+def test_near_misses_where_the_first_call_is_one_in_training():
+    with pytest.raises(PatternError, match=r"Near it are: norm"):
+        FlaxLayer(Normed(), capture="norn")(X, training=True)

@@ -25,9 +25,11 @@ def test_a_metric_is_averaged_and_reported(values):
         for i in (0, 4)
     ]
     history = model.fit(X, X[:, :1], batch_size=4, epochs=2, shuffle=False, verbose=0).history
-    np.testing.assert_allclose(history["flax_layer/stats/mean"], [np.mean(expected)] * 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        history[f"{layer.name}/stats/mean"], [np.mean(expected)] * 2, rtol=1e-5
+    )
     result = model.evaluate(X, X[:, :1], batch_size=4, verbose=0, return_dict=True)
-    np.testing.assert_allclose(result["flax_layer/stats/mean"], np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(result[f"{layer.name}/stats/mean"], np.mean(expected), rtol=1e-5)
     layer(X, training=True)
     (metric,) = layer.metrics
     metric.reset_state()
@@ -110,7 +112,7 @@ def test_metrics_of_another_method_are_reported():
 def test_metrics_that_come_up_in_the_middle_of_training():
     model = Both(only_in_training=True)
     model.compile("sgd", "mse")
-    with pytest.raises(JaxLayerError, match=r"metrics stats/code while a step.*'encode'.*Call it"):
+    with pytest.raises(JaxLayerError, match=r"metrics stats/code while a step.*Make one"):
         model.fit(X, X, batch_size=8, verbose=0)
     model = Both(only_in_training=True)  # Keras leaves no variables after a failed step
     model.compile("sgd", "mse")
@@ -123,3 +125,31 @@ def test_metrics_are_no_weights_of_the_layer():
     layer(X)
     assert len(layer.weights) == 4
     assert layer.count_params() == 4 * 4 + 4 + 4 + 1
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_metrics_are_summed_in_float32(policy):
+    """bfloat16 counts to 256, and float16 sums to 65504."""
+    layer = FlaxLayer(Rich(), state_policy={"stats": "metric"}, dtype=policy)
+    for _ in range(300):
+        layer(np.full((2, 4), 1000, "float32"), training=True)
+    _, count = layer.metrics[0].sums
+    assert count.value == 300
+    assert np.isfinite(layer.metrics[0].result())
+
+
+class Optional(nn.Module):
+    @nn.compact
+    def __call__(self, x, extra=None):
+        if extra is not None:
+            self.sow("stats", "extra", jnp.mean(extra))
+        return nn.Dense(1)(x)
+
+
+def test_a_metric_of_calls_with_an_optional_argument():
+    layer = FlaxLayer(Optional(), state_policy={"stats": "metric"})
+    with pytest.warns(UserWarning, match="'stats' matches no path .* Another method or argument"):
+        layer(X)
+    assert layer.metrics == []
+    layer(X, extra=X)
+    np.testing.assert_allclose(layer.metrics[0].result(), X.mean(), rtol=1e-6)

@@ -243,6 +243,7 @@ def test_constants_are_saved_and_are_no_weights(values, tmp_path):
         return keras.Sequential([keras.Input((4,)), layer])
 
     saved, other = model(0), model(1)
+    other.predict(X, verbose=0)  # compiled before it is loaded
     saved.compile("sgd", "mse")
     saved.fit(X, X, verbose=0)
     saved.save_weights(tmp_path / "it.weights.h5")
@@ -252,6 +253,30 @@ def test_constants_are_saved_and_are_no_weights(values, tmp_path):
     assert "tables/rotary" not in {"/".join(v.path.split("/")[1:]) for v in layer.weights}
     native = Stateful().apply({**values(layer.params), **values(layer.state)}, X)
     np.testing.assert_allclose(layer(X), native, rtol=1e-6, atol=1e-6)
+
+
+def test_batch_norm_with_constant_statistics(values):
+    layer = FlaxLayer(Net(), state_policy={"batch_stats": "constant"})
+    layer(X, training=True)
+    state = values(layer.state)["batch_stats"]
+    np.testing.assert_array_equal(state["norm"]["mean"], np.zeros(4))
+    native = Net().apply({**values(layer.params), "batch_stats": state}, X)
+    np.testing.assert_allclose(layer(X), native, rtol=1e-6)
+
+
+class Puts(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.put_variable("stats", "mean", jnp.mean(x))
+        return nn.Dense(1)(x)
+
+
+def test_what_is_put_anew_in_each_call_is_shown():
+    for training in (False, True):
+        layer = FlaxLayer(Puts(), state_policy={"stats": "output"})
+        np.testing.assert_allclose(
+            layer(X, training=training)[1]["stats/mean"], X.mean(), rtol=1e-6
+        )
 
 
 def test_a_leaf_of_a_flax_collection_that_is_written_in_inference():
@@ -293,7 +318,8 @@ def test_a_collection_of_variables_is_not_made_anew_in_each_call(role):
     ("policy", "message"),
     [
         ({"batch_stat": "cache"}, r"'batch_stat' matches no path of the state.*near.*batch_stats/"),
-        ({"seen/call": "metric"}, r"'seen/call' matches no.*seen/calls"),
+        ({"seen/call": "cache"}, r"'seen/call' matches no.*seen/calls"),
+        ({"params/.*": "metric"}, r"matches no.*but params, which cannot have the role 'metric"),
         ({"params/.*": "constant"}, r"matches no.*but params, which cannot have the role 'const"),
         ({"ema": "param"}, r"'ema' matches no path of params"),
     ],
