@@ -101,7 +101,7 @@ class Runner:
         return list(self._infer(form, True).sown | self._infer(form, False).sown)
 
     def _infer(self, form: CallForm, training: bool) -> Result:
-        module = self._methods[form.structure.method]
+        module = self._methods.settle_call(form, self._params, self._state)
         function = self._function(module, form.structure, training, "none")
         params, state = self._params.specs(), self._state.specs()
         first, last = len(params), len(params) + len(state)

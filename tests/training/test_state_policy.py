@@ -368,3 +368,31 @@ def test_what_another_method_sows_is_made_anew(values):
         native = module.apply(variables, X, method="encode", mutable=["stats"])[0]
         np.testing.assert_array_equal(outputs, native)
         layer(X, training=True)
+
+
+class HidesItsFlag(nn.Module):
+    @nn.compact
+    def __call__(self, x, **options):
+        x = nn.BatchNorm(use_running_average=not options["train"])(x)
+        self.sow("stats", "mean", jnp.mean(x))
+        return x
+
+
+def hides_its_flag(x, **options):
+    x = hk.BatchNorm(True, True, 0.9)(x, options["is_training"])
+    hk.set_state("mean", jnp.mean(x))
+    return x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FlaxLayer(HidesItsFlag(), state_policy={"stats": "metric"}),
+        lambda: HaikuLayer(hides_its_flag, state_policy={"~/mean": "metric"}),
+    ],
+)
+def test_a_model_that_hides_its_flag_has_roles(make):
+    layer = make()
+    layer(X, training=True)
+    assert abs(layer.metrics[0].result()) < 1e-6
+    assert layer.trainable_variables
