@@ -119,8 +119,8 @@ class VariableTree:
             if not trainable and role in (Role.PARAM, Role.OVERWRITTEN):
                 raise PatternError(
                     f"state_policy: `{paths.show(path)}` has the role {role.value!r}, but it is "
-                    "one leaf of the state. Only a whole collection of Flax can be trained: give "
-                    "its name as the pattern."
+                    "one leaf of the state. Only a whole collection, where the framework has them, "
+                    "can be trained: give its name as the pattern."
                 )
             pending, key_impl = as_data(pending)
             overwritten = trainable and role is Role.OVERWRITTEN
