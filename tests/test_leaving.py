@@ -96,8 +96,10 @@ def test_training_on_does_not_delete_what_went_out():
     model = keras.Sequential([keras.Input((4,)), layer])
     model.compile("sgd", "mse")
     model.fit(X, Y, verbose=0)
-    variables, pure = layer.variables_tree(), layer.to_pure()
+    variables, pure, everything = layer.variables_tree(), layer.to_pure(), to_pure(model)
     model.fit(X, Y, verbose=0)
+    outputs, _ = everything.call_fn(everything.params, everything.state, None, X)
+    np.testing.assert_allclose(outputs, Net().apply(variables, X), rtol=1e-6)
     assert np.isfinite(Net().apply(variables, X)).all()
     assert np.isfinite(pure.call_fn(pure.params, pure.state, None, X)[0]).all()
 
@@ -211,3 +213,18 @@ def test_variables_of_one_path():
     names = [name.partition("/")[2] for name in params]
     assert names == ["twin/kernel", "twin/bias", "twin/kernel_1", "twin/bias_1"]
     np.testing.assert_allclose(call_fn(params, state, None, X)[0], model(X), rtol=1e-6)
+
+
+def test_inference_outside_writes_what_it_writes_inside(assert_same):
+    """A model may count its calls in any mode; the layer keeps that in training only."""
+
+    def counts(x):
+        n = hk.get_state("n", (), jnp.int32, init=jnp.zeros)
+        hk.set_state("n", n + 1)
+        return hk.Linear(1)(x)
+
+    layer = HaikuLayer(counts)
+    layer(X, training=False)
+    call_fn, params, state = layer.to_pure()
+    assert_same(call_fn(params, state, None, X)[1], state)
+    assert call_fn(params, state, None, X, training=True)[1]["~"]["n"] == state["~"]["n"] + 1
