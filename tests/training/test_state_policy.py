@@ -234,7 +234,7 @@ class Stateful(nn.Module):
         if self.is_mutable_collection("seen") and not self.is_initializing():
             calls.value = calls.value + 1
             last.value = x[0]
-        return nn.BatchNorm(use_running_average=not train)(x) + table.value
+        return nn.BatchNorm(use_running_average=not train)(x) + table.value[None]
 
 
 def test_constants_are_saved_and_are_no_weights(values, tmp_path):
