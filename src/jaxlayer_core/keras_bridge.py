@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -11,14 +13,21 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import get_keras_mask as mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.backend.common.variables import AutocastScope as autocast_scope
+from keras.src.saving.serialization_lib import in_safe_mode
 
 __all__ = [
     "adopt",
+    "autocast_scope",
+    "earlier_loading_error",
     "in_stateless_scope",
     "in_symbolic_scope",
     "is_foreign_trace",
     "is_idle",
     "is_in_step",
+    "is_safe_mode",
+    "is_skipping_mismatches",
+    "loading_failures",
     "mask",
     "raw_value",
     "uniterable",
@@ -43,6 +52,11 @@ def is_foreign_trace(values: Any) -> bool:
 def is_in_step() -> bool:
     """Whether Keras collects assignments, and not only shapes: no variable can be made now."""
     return in_stateless_scope() and not in_symbolic_scope()
+
+
+def is_safe_mode() -> bool:
+    """Whether a config is being read that must not run what it names; yes, if nobody says no."""
+    return in_safe_mode() is not False
 
 
 def raw_value(variable: keras.Variable) -> Any:
@@ -93,3 +107,70 @@ def uniterable(tensor: Any) -> Any:
     if type(tensor) is keras.KerasTensor:
         tensor.__class__ = _Uniterable
     return tensor
+
+
+def is_skipping_mismatches() -> bool:
+    """Whether Keras is loading weights with `skip_mismatch=True`.
+
+    Keras does not tell `load_own_variables`, which it calls from the function whose argument
+    that is. Without such a caller, mismatches are not skipped.
+    """
+    return any(frame.f_locals.get("skip_mismatch") for frame in _loading_frames()[:1])
+
+
+class EarlierError(NamedTuple):
+    """What an object raised when Keras first tried to load it.
+
+    Attributes:
+        error: the exception.
+        is_kept: whether Keras keeps it whatever the present attempt does. Otherwise a success
+            clears it, and another error replaces it.
+    """
+
+    error: Exception
+    is_kept: bool
+
+
+def earlier_loading_error(saveable: Any) -> EarlierError | None:
+    """What an object already raised while Keras is loading the model it is part of.
+
+    Keras tries a failed object again at other places in the file, where there is nothing.
+    """
+    present, *others = [f.f_locals.get("error_msgs") or {} for f in _loading_frames()] or [{}]
+    for failures in (present, *others):
+        if id(saveable) in failures:
+            return EarlierError(failures[id(saveable)][1], is_kept=failures is not present)
+    return None
+
+
+def loading_failures(error: BaseException) -> list[tuple[Any, Exception]]:
+    """All objects that could not be loaded, with what each raised; Keras' error names one.
+
+    Args:
+        error: what `keras.saving.load_weights` raised.
+
+    Returns:
+        Objects and errors; empty if the error has another origin.
+    """
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        if _is_loading(traceback.tb_frame, "load_weights_only"):
+            return list((traceback.tb_frame.f_locals.get("error_msgs") or {}).values())
+        traceback = traceback.tb_next
+    return []
+
+
+def _loading_frames() -> list[FrameType]:
+    """The calls in progress of Keras' function that loads one object, the latest first."""
+    frames = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _is_loading(frame, "_load_state"):
+            frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _is_loading(frame: FrameType, function: str) -> bool:
+    is_of_keras = frame.f_globals.get("__name__") == "keras.src.saving.saving_lib"
+    return is_of_keras and frame.f_code.co_name == function

@@ -1,63 +1,100 @@
-"""Saving and loading variables under their own paths."""
+"""Saving and loading variables under their own paths, in the stores of Keras' files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
+from jaxlayer_core import matching, weight_index, weight_sources
 from jaxlayer_core.errors import StructureError
-from jaxlayer_core.variables import VariableTree
-
-_ESCAPES = str.maketrans({"%": "%25", ".": "%2E", "\0": "%00", "/": "."})
-
-
-def named(*trees: VariableTree) -> dict[str, keras.Variable]:
-    """Variables of several trees by name.
-
-    Returns:
-        Name to variable, such as `params.Dense_0.kernel`; `/` would nest in an HDF5 file. Dots
-        inside a name, and NUL, where HDF5 ends names, are escaped, so that names stay distinct.
-    """
-    return {
-        name.translate(_ESCAPES): variable
-        for tree in trees
-        for name, variable in zip(tree.names, tree.variables, strict=True)
-    }
+from jaxlayer_core.specs import ArraySpec
+from jaxlayer_core.weight_index import Record, UnreadableError
+from jaxlayer_core.weight_sources import Source
 
 
 def save(variables: Mapping[str, keras.Variable], store: Any) -> None:
-    """Stores each variable under its name."""
-    for name, variable in variables.items():
-        store[name] = variable
-
-
-def load(layer: str, variables: Mapping[str, keras.Variable], store: Any) -> None:
-    """Loads each variable by its name.
+    """Stores each variable under its path, and an index of them all.
 
     Args:
-        layer: the layer's name, for errors.
-        variables: what to load into.
-        store: Keras' store of the layer.
+        variables: by path, such as `params/Dense_0/kernel`.
+        store: Keras' store of the layer, or a dict.
+    """
+    records = {}
+    for path, variable in variables.items():
+        value = keras.ops.convert_to_numpy(variable.value)
+        store[weight_sources.entry(path)] = weight_index.pack(value)
+        records[path] = Record.of(value)
+    store[weight_index.ENTRY] = weight_index.encode(records)
+
+
+def load(
+    layer: str,
+    variables: Mapping[str, keras.Variable],
+    store: Any,
+    *,
+    skip_mismatch: bool = False,
+) -> None:
+    """Loads each variable by its path. All is checked before the first one is assigned.
+
+    Leaves are read one by one, twice: the weights are never in memory a second time.
+
+    Args:
+        layer: the layer's name, for messages.
+        variables: what to load into, by path.
+        store: Keras' store of the layer. Also read: those of earlier versions, without an
+            index, and those of Keras' own layers for JAX, which number the weights (a
+            UserWarning then says how they were understood).
+        skip_mismatch: whether to load only the leaves that fit, and say in a UserWarning
+            which do not.
 
     Raises:
-        StructureError: the store has other names or shapes. Nothing is loaded then.
+        StructureError: other leaves, shapes or kinds of dtypes, or damage. Nothing is loaded.
     """
-    stored = set(store.keys())
-    if stored != set(variables):
-        missing, unknown = sorted(set(variables) - stored), sorted(stored - set(variables))
+    expected = {path: _spec(variable) for path, variable in variables.items()}
+    source = weight_sources.open_store(layer, expected, store)
+    for name in source.lacks:
+        expected.pop(name, None)
+    mismatch = matching.compare(expected, source.specs)
+    if mismatch and not skip_mismatch:
         raise StructureError(
-            f"The file does not hold the variables of the layer {layer!r}. Missing from the "
-            f"file: {missing[:10] or 'none'}; in the file but not in the layer: "
-            f"{unknown[:10] or 'none'}. Load it into the model that saved it."
+            f"The file does not hold the variables of the layer {layer!r}. Nothing was loaded.\n"
+            f"{mismatch.describe()}\n"
+            "Load it into the model that saved it, or load only what fits with skip_mismatch=True."
         )
-    for name, variable in variables.items():
-        shape = tuple(store[name].shape)
-        if shape != tuple(variable.shape):
-            raise StructureError(
-                f"The file's `{name}` for the layer {layer!r} has shape {shape}, expected "
-                f"{tuple(variable.shape)}."
-            )
-    for name, variable in variables.items():
-        variable.assign(store[name])
+    _check(layer, source, mismatch.matched)
+    for path in mismatch.matched:
+        variables[path].assign(source.read(path))
+    if mismatch:
+        warnings.warn(
+            f"The layer {layer!r} loaded {len(mismatch.matched)} of its {len(expected)} "
+            f"variables and skipped the others.\n{mismatch.describe()}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _check(layer: str, source: Source, paths: Iterable[str]) -> None:
+    """Reads all leaves, so that damage shows before anything is assigned."""
+    damaged = {}
+    for path in paths:
+        try:
+            source.read(path)
+        except UnreadableError as error:
+            damaged[path] = error
+    if damaged:
+        lines = matching.cut([f"{path}: {error}" for path, error in damaged.items()])
+        first = next(iter(damaged.values()))
+        raise StructureError(
+            f"The file's weights of the layer {layer!r} are damaged. Nothing was loaded.\n"
+            + "\n".join(lines)
+            + "\nTake another copy of the file.",
+            cause=first,
+        ) from first
+
+
+def _spec(variable: keras.Variable) -> ArraySpec:
+    return ArraySpec(tuple(variable.shape), np.dtype(variable.dtype))
