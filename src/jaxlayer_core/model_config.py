@@ -1,0 +1,43 @@
+"""A layer's model in its config: what it was made of, and its program where that is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxlayer_core import source
+from jaxlayer_core.layer import PureLayer
+from jaxlayer_core.program_layer import ProgramLayer
+from jaxlayer_core.source import Objects, Source
+
+
+def describe(layer: PureLayer, made_of: Source) -> dict[str, Any]:
+    """Entries of a layer's config that tell of its model.
+
+    Args:
+        layer: the layer.
+        made_of: what its class was made with.
+    """
+
+    def as_program() -> dict[str, Any]:
+        options = PureLayer.get_config(layer)
+        return ProgramLayer.config_of(type(layer).__name__, options, layer.to_program())
+
+    return made_of.get_config(as_program if layer.built else None, always=layer.save_program)
+
+
+def restore(config: dict[str, Any]) -> Objects | ProgramLayer:
+    """What `describe` has told.
+
+    Args:
+        config: the config of a layer; the entries are removed from it.
+
+    Returns:
+        What to make the layer of; or, where that is not to be had, a layer that runs the program.
+
+    Raises:
+        TrustError: the config names what nobody trusts, and has no program.
+        MissingDependencyError: a package is not installed, and there is no program.
+        ConfigError: the config is broken.
+    """
+    parts = source.restore(config)
+    return ProgramLayer.from_config(parts["program"]) if "program" in parts else parts
