@@ -23,7 +23,7 @@ def modules():
         yield from (m.name for m in pkgutil.walk_packages(path, f"{package}."))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/writing-an-adapter.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/saving.md", "docs/writing-an-adapter.md"])
 def test_document_runs_from_top_to_bottom(document):
     namespace = {"__name__": "document"}
     blocks = code_blocks(document)
@@ -32,9 +32,11 @@ def test_document_runs_from_top_to_bottom(document):
         for block in blocks:
             exec(compile(block, document, "exec"), namespace)
     finally:
+        import jaxlayer
         from jaxlayer_core import registry
 
         registry._registered.clear()
+        jaxlayer.distrust("my_models")
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if not n.endswith("__main__")])

@@ -1,6 +1,6 @@
 """Haiku and Flax models as Keras layers.
 
-Everything is loaded when it is first used, so `import jaxlayer` needs no framework:
+The frameworks' layers are loaded when they are first used, so `import jaxlayer` needs none:
 
     >>> import jaxlayer
     >>> jaxlayer.FlaxLayer.__module__
@@ -9,12 +9,26 @@ Everything is loaded when it is first used, so `import jaxlayer` needs no framew
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxlayer_core import Adapter, JaxLayer, JaxLayerError, as_layer, register_adapter, to_pure
+    from jaxlayer_core import (
+        Adapter,
+        JaxLayer,
+        JaxLayerError,
+        as_layer,
+        distrust,
+        keep_seeds,
+        load_weights,
+        register_adapter,
+        replacing,
+        to_pure,
+        trust,
+        trusting,
+    )
     from jaxlayer_flax import FlaxLayer
     from jaxlayer_haiku import HaikuLayer
 
@@ -25,9 +39,20 @@ __all__ = [
     "JaxLayer",
     "JaxLayerError",
     "as_layer",
+    "distrust",
+    "keep_seeds",
+    "load_weights",
     "register_adapter",
+    "replacing",
     "to_pure",
+    "trust",
+    "trusting",
 ]
+
+# It makes the layers' names known to Keras, so that a saved model loads after `import jaxlayer`.
+# Where Keras cannot be imported, whatever is used first says why.
+with contextlib.suppress(ImportError):
+    importlib.import_module("jaxlayer_core")
 
 _HOMES = {"FlaxLayer": ("jaxlayer_flax", "flax"), "HaikuLayer": ("jaxlayer_haiku", "haiku")}
 
@@ -42,9 +67,9 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         if framework and error.name == framework:
-            from jaxlayer_core import registry
+            from jaxlayer_core import dependencies
 
-            raise registry.missing(framework, error) from error
+            raise dependencies.missing(framework, error) from error
         raise
 
 

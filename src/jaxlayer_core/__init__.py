@@ -5,26 +5,39 @@ from jaxlayer_core import default_backend
 
 default_backend.choose()
 
+from jaxlayer_core import homes
 from jaxlayer_core.adapter import Adapter
 from jaxlayer_core.errors import (
     AdapterError,
     BackendError,
     BuildError,
+    CheckpointError,
+    ConfigError,
     JaxLayerError,
     MissingDependencyError,
     ModuleError,
+    NotExpressibleError,
     PatternError,
+    ProgramError,
     SignatureError,
     StructureError,
+    TrustError,
 )
+from jaxlayer_core.files import replacing
 from jaxlayer_core.functions import JaxLayer
 from jaxlayer_core.leaving import PureModel, to_pure
+from jaxlayer_core.loading import load_weights
 from jaxlayer_core.module_layer import ModuleLayer, as_layer
+from jaxlayer_core.program_layer import ProgramLayer
 from jaxlayer_core.pure import Annotated, Arguments, Outcome, PureModule, Variables
 from jaxlayer_core.registry import register_adapter, unregister_adapter
 from jaxlayer_core.rng import key_from_seed, stream_key
 from jaxlayer_core.roles import Policy, Role
+from jaxlayer_core.seeds import keep_seeds
+from jaxlayer_core.serialization import distrust, trust, trusting
 from jaxlayer_core.signature import CallSignature
+
+homes.announce()
 
 __all__ = [
     "Adapter",
@@ -34,24 +47,36 @@ __all__ = [
     "BackendError",
     "BuildError",
     "CallSignature",
+    "CheckpointError",
+    "ConfigError",
     "JaxLayer",
     "JaxLayerError",
     "MissingDependencyError",
     "ModuleError",
     "ModuleLayer",
+    "NotExpressibleError",
     "Outcome",
     "PatternError",
     "Policy",
+    "ProgramError",
+    "ProgramLayer",
     "PureModel",
     "PureModule",
     "Role",
     "SignatureError",
     "StructureError",
+    "TrustError",
     "Variables",
     "as_layer",
+    "distrust",
+    "keep_seeds",
     "key_from_seed",
+    "load_weights",
     "register_adapter",
+    "replacing",
     "stream_key",
     "to_pure",
+    "trust",
+    "trusting",
     "unregister_adapter",
 ]

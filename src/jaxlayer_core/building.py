@@ -16,10 +16,11 @@ from jaxlayer_core.eager import EagerCalls
 from jaxlayer_core.errors import JaxLayerError, PatternError
 from jaxlayer_core.methods import Methods
 from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.recorded_calls import RecordedCalls
 from jaxlayer_core.remat import Rematerialization
 from jaxlayer_core.roles import Role
 from jaxlayer_core.runner import Runner
-from jaxlayer_core.tree_layer import TreeLayer
+from jaxlayer_core.storing import StoringLayer
 
 _BUILDING: ContextVar[tuple[Any, CallForm | None]] = ContextVar("building", default=(None, None))
 """The layer whose first call is in progress, and that call.
@@ -27,7 +28,7 @@ _BUILDING: ContextVar[tuple[Any, CallForm | None]] = ContextVar("building", defa
 Not an attribute of the layer: with NNX enabled, attributes cannot be set inside a trace."""
 
 
-class BuildingLayer(TreeLayer):
+class BuildingLayer(StoringLayer):
     """Builds a model. Abstract; see `PureLayer` for the arguments."""
 
     def __init__(
@@ -41,6 +42,7 @@ class BuildingLayer(TreeLayer):
         non_array_outputs: str = "error",
         state_policy: Mapping[str, Role | str] | None = None,
         remat: bool | str | Callable[..., Any] = False,
+        save_program: bool = False,
         **kwargs: Any,
     ) -> None:
         backends.current()
@@ -53,6 +55,8 @@ class BuildingLayer(TreeLayer):
         self._non_array_outputs = non_array_outputs
         self._state_policy = dict(state_policy or {})
         self._remat = Rematerialization(remat)
+        self._save_program = save_program
+        self._recorded = RecordedCalls()
         self._methods = Methods(modules, self._state_policy)
         self._built_form: CallForm | None = None  # the call that the layer was built for
         # Counter 0 initialises, the draws follow; without an init they start at 0.
@@ -183,4 +187,5 @@ class BuildingLayer(TreeLayer):
             "non_array_outputs": self._non_array_outputs,
             "state_policy": {p: Role(role).value for p, role in self._state_policy.items()} or None,
             "remat": self._remat.get_config(),
+            "save_program": self._save_program,
         }

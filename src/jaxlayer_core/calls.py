@@ -11,10 +11,13 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import specs
-from jaxlayer_core.errors import BuildError, JaxLayerError, ModuleError
+from jaxlayer_core import errors, memory, specs
+from jaxlayer_core.errors import BuildError, ConfigError, JaxLayerError, ModuleError
 from jaxlayer_core.specs import ArraySpec
-from jaxlayer_core.structure import CallStructure, is_array
+from jaxlayer_core.structure import CallStructure, Static, is_array
+
+_LARGEST = 2**63 - 1
+"""The largest size that an array can have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,12 @@ class CallForm:
             size: the size of unknown dimensions.
         """
         value = self.values[index] if self.values else None
-        return value if _is_concrete(value) else specs.placeholder(self.specs[index], size)
+        if _is_concrete(value):
+            return value
+        spec = self.specs[index]
+        filled = ArraySpec(tuple(size if dim is None else dim for dim in spec.shape), spec.dtype)
+        memory.check_fits(f"An input of shape {spec.shape} to initialise with", [filled])
+        return specs.placeholder(spec, size)
 
     def concrete(self) -> CallForm:
         """The form with those of its arrays that have data; the others must not be kept."""
@@ -86,21 +94,34 @@ class CallForm:
         return dataclasses.replace(self, values=())
 
     def get_config(self) -> dict[str, Any]:
-        """The call as Keras serialises it, arrays as `KerasTensor`s."""
-        arrays = [
-            keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
-            for spec in self.specs
-        ]
-        args, kwargs = self.structure.restore(arrays)
-        call = {"args": args, "kwargs": kwargs, "method": self.structure.method}
-        config: dict[str, Any] = keras.saving.serialize_keras_object(call)
-        return config
+        """The call as data."""
+        return {
+            "structure": self.structure.get_config(),
+            "arrays": [
+                {"shape": list(spec.shape), "dtype": jax.numpy.dtype(spec.dtype).name}
+                for spec in self.specs
+            ],
+        }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CallForm:
-        """The call of `get_config()`."""
-        call = keras.saving.deserialize_keras_object(config)
-        return cls.read(tuple(call["args"]), call["kwargs"], call["method"]).without_values()
+    def from_config(cls, config: Any) -> CallForm:
+        """The call of `get_config()`.
+
+        Raises:
+            ConfigError: the config is broken, or names what may not be had.
+        """
+        with errors.in_config_of("call"):
+            structure = CallStructure.from_config(config["structure"])
+            arrays = tuple(_spec(**array) for array in config["arrays"])
+        if len(arrays) != sum(not isinstance(leaf, Static) for leaf in structure.leaves):
+            raise ConfigError(f"The config of a call has {len(arrays)} arrays, and other places.")
+        return cls(structure, arrays)
+
+
+def _spec(shape: Any, dtype: Any) -> ArraySpec:
+    if not all(dim is None or (type(dim) is int and 0 <= dim <= _LARGEST) for dim in shape):
+        raise ConfigError(f"The config of a call has an array of the shape {shape!r:.80}.")
+    return ArraySpec(tuple(shape), jax.numpy.dtype(keras.backend.standardize_dtype(dtype)))
 
 
 def _is_concrete(value: Any) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxlayer_core import patterns
+from jaxlayer_core import effort, patterns
 from jaxlayer_core.errors import PatternError
 
 
@@ -34,12 +34,12 @@ class Capture:
 
     def wants(self, path: str) -> bool:
         """Whether this result is wanted."""
-        return any(re.fullmatch(expression, path) for expression in self._paths)
+        return any(_is_meant(expression, path) for expression in self._paths)
 
     def missing(self, found: Iterable[str]) -> list[str]:
         """The expressions that match none of these paths."""
         names = list(found)
-        return [e for e in self._paths if not any(re.fullmatch(e, name) for name in names)]
+        return [e for e in self._paths if not any(_is_meant(e, name) for name in names)]
 
     def take(
         self, results: Mapping[str, list[Any]], owner: str, there: Iterable[str]
@@ -67,3 +67,8 @@ class Capture:
             for path, values in results.items()
             if self.wants(path)
         }
+
+
+def _is_meant(expression: str, path: str) -> bool:
+    effort.check(expression, path)
+    return re.fullmatch(expression, path) is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class JaxLayerError(ValueError):
     """Base of every error raised by jaxlayer.
@@ -68,3 +71,43 @@ class MissingDependencyError(JaxLayerError, ImportError):
 
 class PatternError(JaxLayerError):
     """A pattern for paths is malformed or matches nothing."""
+
+
+class CheckpointError(JaxLayerError):
+    """A file of variables cannot be read or written."""
+
+
+class ConfigError(JaxLayerError):
+    """A config is broken, or names what cannot be had."""
+
+
+class TrustError(ConfigError):
+    """A config names something that nobody has said may be loaded."""
+
+
+class NotExpressibleError(JaxLayerError):
+    """No config can express an object: it has no name that another process could import."""
+
+
+class ProgramError(JaxLayerError):
+    """A model cannot be stored as a program, or a stored program is broken or cannot do this."""
+
+
+@contextmanager
+def in_config_of(name: str) -> Iterator[None]:
+    """Turns what goes wrong while an object is made of its config into an error of ours.
+
+    Args:
+        name: the object's class.
+
+    Raises:
+        ConfigError: anything but an error of ours was raised.
+    """
+    try:
+        yield
+    except JaxLayerError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"The config of a {name} is broken: {type(error).__name__}: {error}", cause=error
+        ) from error

@@ -56,7 +56,15 @@ class Freezing:
         return [{_VERB[frozen]: str(pattern)} for pattern, frozen in self._steps]
 
     def replay(self, steps: Iterable[dict[str, Any]]) -> None:
-        """Takes the steps of `get_config()`."""
+        """Takes the steps of `get_config()`.
+
+        Raises:
+            PatternError: they are none.
+        """
         for step in steps:
             for verb, pattern in step.items():
+                if verb not in _VERB.values() or not isinstance(pattern, str):
+                    raise PatternError(
+                        f"A config can freeze and unfreeze what patterns mean, got {step!r:.80}."
+                    )
                 self.add(pattern, verb == _VERB[True])

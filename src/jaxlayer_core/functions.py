@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import keras
 
+from jaxlayer_core import leaves, model_config
 from jaxlayer_core.errors import SignatureError, StructureError
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_core.pure import Arguments, Outcome, PureModule, PyTree, Variables
 from jaxlayer_core.roles import Policy, Role
 from jaxlayer_core.signature import CallSignature
+from jaxlayer_core.source import Source
 
 _CALL_NAMES = ("params", "state", "rng", "inputs", "training")
 _INIT_NAMES = ("rng", "inputs", "training")
@@ -173,21 +175,35 @@ class JaxLayer(PureLayer):
             return module
 
         super().__init__(only, params=params, state=state, seed=seed, **kwargs)
+        parts: dict[str, Any] = {"call_fn": call_fn, "init_fn": init_fn}
+        if self._init_key is None:  # nothing but the config can tell what was given
+            parts |= {"params": self._params.blank, "state": self._state.blank}
+        self._source = Source(self.name, parts)
 
     def get_config(self) -> dict[str, Any]:
-        """Config with both functions, by reference; they must be known to Keras to load."""
-        serialize = keras.saving.serialize_keras_object
+        """Config with both functions."""
         return {
             **super().get_config(),
-            "call_fn": serialize(self.call_fn),
-            "init_fn": serialize(self.init_fn),
+            **model_config.describe(self, self._source),
             "native_serialization_platforms": self._native_serialization_platforms,
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> JaxLayer:
-        """Rebuilds the layer from `get_config()`."""
-        deserialize = keras.saving.deserialize_keras_object
-        functions = {name: deserialize(config[name]) for name in ("call_fn", "init_fn")}
-        layer: JaxLayer = super().from_config({**config, **functions})
+    def from_config(cls, config: dict[str, Any]) -> PureLayer:
+        """Rebuilds the layer from `get_config()`.
+
+        Returns:
+            The layer; a `ProgramLayer` where the functions are not to be had, but their program
+            is. Variables that were given are zeros, until weights are loaded.
+
+        Raises:
+            TrustError: the config names what nobody trusts.
+            ConfigError: the config is broken.
+        """
+        config = dict(config)
+        parts = model_config.restore(config)
+        if isinstance(parts, PureLayer):
+            return parts
+        given = {name: leaves.zeros(parts[name]) for name in ("params", "state") if name in parts}
+        layer: JaxLayer = super().from_config({**config, **parts, **given})
         return layer

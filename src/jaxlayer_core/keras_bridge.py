@@ -25,6 +25,7 @@ __all__ = [
     "is_foreign_trace",
     "is_idle",
     "is_in_step",
+    "is_reading_safely",
     "is_safe_mode",
     "is_skipping_mismatches",
     "loading_failures",
@@ -57,6 +58,11 @@ def is_in_step() -> bool:
 def is_safe_mode() -> bool:
     """Whether a config is being read that must not run what it names; yes, if nobody says no."""
     return in_safe_mode() is not False
+
+
+def is_reading_safely() -> bool:
+    """Whether Keras is reading a config from somewhere, which may not run what it names."""
+    return in_safe_mode() is True
 
 
 def raw_value(variable: keras.Variable) -> Any:

@@ -14,6 +14,7 @@ from jaxlayer_core.building import BuildingLayer
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import JaxLayerError
 from jaxlayer_core.leaving import PureModel
+from jaxlayer_core.program import Program, export_program
 from jaxlayer_core.runner import Writes
 from jaxlayer_core.structure import CallStructure, Packed, is_array, is_plain
 
@@ -54,6 +55,8 @@ class PureLayer(BuildingLayer):
             compute, and a leaf that the model made in half precision stays so; `dtype=`
             gives every floating weight the policy's variable dtype.
         autocast: whether floating inputs are cast to the policy's compute dtype.
+        save_program: whether a saved model has the program of any model, for processes that do
+            not have its source. A model that no config can express is saved so in any case.
         **kwargs: `name`, `trainable` and what else `keras.layers.Layer` takes.
 
     Raises:
@@ -143,6 +146,7 @@ class PureLayer(BuildingLayer):
 
     def _run(self, form: CallForm, training: bool | None) -> Packed:
         """Runs the model, and writes what it draws, updates and loses."""
+        self._recorded.add(form)
         method = form.structure.method
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
         params, state = self._params.values(), self._state.values()
@@ -229,7 +233,9 @@ class PureLayer(BuildingLayer):
         **kwargs: Any,
     ) -> Any:
         """Shapes and dtypes of the outputs of a call, as `KerasTensor`s."""
-        packed = self._output_specs(self._form(inputs, args, kwargs, jaxlayer_call), training)
+        form = self._form(inputs, args, kwargs, jaxlayer_call)
+        packed = self._output_specs(form, training)
+        self._recorded.add(form)
         tensors = packed.map(
             lambda spec: keras_bridge.uniterable(
                 keras.KerasTensor(spec.shape, keras.backend.standardize_dtype(spec.dtype))
@@ -294,6 +300,40 @@ class PureLayer(BuildingLayer):
         """
         params, state = super().variables_tree()
         return PureModel(leaving.call_fn(self._methods[None]), params, state)
+
+    @property
+    def save_program(self) -> bool:
+        """Whether a saved model has the program of this layer in any case."""
+        return self._save_program
+
+    def to_program(self) -> Program:
+        """The model as a program that needs neither its source nor its framework.
+
+        Returns:
+            The calls made so far, in training and in inference, without the values of the
+            variables.
+
+        Raises:
+            ProgramError: no call was made yet, or JAX cannot export one.
+
+        Example:
+            >>> import flax.linen as nn, jax.numpy as jnp
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2))
+            >>> outputs = layer(jnp.ones((4, 3)))
+            >>> from jaxlayer_core.program_layer import ProgramLayer
+            >>> ProgramLayer(layer.to_program())(jnp.ones((7, 3))).shape
+            (7, 2)
+        """
+        dtype = self.compute_dtype if self.autocast else None
+        forms = self._recorded.forms or ([self._built_form] if self._built_form else [])
+
+        def export() -> Program:
+            return export_program(
+                self._methods, forms, self._params, self._state, compute_dtype=dtype
+            )
+
+        return self._recorded.once(dtype, export)
 
     # Options.
 

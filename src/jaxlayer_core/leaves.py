@@ -14,7 +14,7 @@ import numpy as np
 from jaxlayer_core import rng
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated
-from jaxlayer_core.specs import is_numeric
+from jaxlayer_core.specs import ArraySpec, is_numeric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,18 @@ class Pending:
     spec: jax.ShapeDtypeStruct
     value: Callable[[], jax.Array]
     axes: tuple[str | None, ...] | None = None
+
+
+def zeros(tree: Any) -> Any:
+    """A pytree with zeros, not computed yet, in place of specs."""
+
+    def pending(leaf: Any) -> Any:
+        if not isinstance(leaf, ArraySpec):
+            return leaf
+        spec = leaf.filled(())
+        return Pending(spec, lambda: jax.numpy.zeros(spec.shape, spec.dtype))
+
+    return jax.tree.map(pending, tree)
 
 
 def is_array(value: Any) -> bool:

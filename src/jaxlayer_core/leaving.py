@@ -13,8 +13,7 @@ import keras
 from jaxlayer_core import paths
 from jaxlayer_core.errors import BuildError
 from jaxlayer_core.pure import Arguments, PureModule, PyTree
-
-_SEED = "seed_generator_state"
+from jaxlayer_core.rng import SEED_NAME
 
 
 class PureModel(NamedTuple):
@@ -134,5 +133,5 @@ def _seeded(
     seeded = []
     for index, (variable, value) in enumerate(zip(variables, values, strict=True)):
         own = jax.random.fold_in(key, index)
-        seeded.append(jax.random.bits(own, (2,), "uint32") if variable.name == _SEED else value)
+        seeded.append(jax.random.bits(own, (2,), "uint32") if variable.name == SEED_NAME else value)
     return seeded

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import keras
 
-from jaxlayer_core import registry
+from jaxlayer_core import model_config, registry
 from jaxlayer_core.adapter import Adapter
 from jaxlayer_core.errors import AdapterError
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_core.pure import PureModule, PyTree
 from jaxlayer_core.roles import Role
+from jaxlayer_core.source import Source
 
 
 @keras.saving.register_keras_serializable(package="jaxlayer")
@@ -79,6 +80,11 @@ class ModuleLayer(PureLayer):
             return found.purify(module, method=method, **shared, **own)
 
         super().__init__(purify, params=params, state=state, state_policy=state_policy, **kwargs)
+        # Not the attributes of the layer: Keras replaces what contains dicts and lists.
+        parts = {"module": module, "method": _without_owner(method)}
+        if isinstance(adapter, type):
+            parts["adapter"] = adapter
+        self._source = Source(self.name, parts)
 
     def get_config(self) -> dict[str, Any]:
         """Config with the model as Keras serialises it."""
@@ -88,14 +94,12 @@ class ModuleLayer(PureLayer):
                 "options would be lost. Use the framework's own layer class, or an adapter "
                 "class without arguments."
             )
-        serialize = keras.saving.serialize_keras_object
         training_arg = self._training_arg
         if training_arg is not None and not isinstance(training_arg, str):
             training_arg = list(training_arg)
         config = {
             **super().get_config(),
-            "module": serialize(self.module),
-            "method": serialize(self._method_config()),
+            **model_config.describe(self, self._source),
             "training_arg": training_arg,
             "capture": list(self._capture),
         }
@@ -103,18 +107,30 @@ class ModuleLayer(PureLayer):
             config["adapter"] = self._adapter_given
         return config
 
-    def _method_config(self) -> Any:
-        """The method, by name where it belongs to the model."""
-        owner = getattr(self.method, "__self__", None)
-        return self.method.__name__ if owner is not None else self.method
-
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ModuleLayer:
-        """Rebuilds the layer from `get_config()`."""
-        deserialize = keras.saving.deserialize_keras_object
-        objects = {name: deserialize(config[name]) for name in ("module", "method")}
-        layer: ModuleLayer = super().from_config({**config, **objects})
+    def from_config(cls, config: dict[str, Any]) -> PureLayer:
+        """Rebuilds the layer from `get_config()`.
+
+        Returns:
+            The layer; a `ProgramLayer` where the model is not to be had, but its program is.
+
+        Raises:
+            TrustError: the config names what nobody trusts.
+            MissingDependencyError: a package is not installed.
+            ConfigError: the config is broken.
+        """
+        config = dict(config)
+        parts = model_config.restore(config)
+        if isinstance(parts, PureLayer):
+            return parts
+        layer: ModuleLayer = super().from_config({**config, **parts})
         return layer
+
+
+def _without_owner(method: Any) -> Any:
+    """The method, by name where it belongs to the model."""
+    owner = getattr(method, "__self__", None)
+    return method if owner is None else method.__name__
 
 
 def _has_options(adapter: Any) -> bool:

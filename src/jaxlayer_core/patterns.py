@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from jaxlayer_core import effort
 from jaxlayer_core.errors import PatternError
 
 Pattern = str | Callable[[str], bool]
@@ -55,7 +56,10 @@ def as_list(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
 
 def matches(pattern: Pattern, name: str) -> bool:
     """Whether a path is meant."""
-    return bool(pattern(name)) if callable(pattern) else re.search(pattern, name) is not None
+    if callable(pattern):
+        return bool(pattern(name))
+    effort.check(pattern, name)
+    return re.search(pattern, name) is not None
 
 
 def select(pattern: Pattern, names: Sequence[str], purpose: str) -> list[str]:

@@ -13,12 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxlayer_core.adapter import Adapter
-from jaxlayer_core.errors import AdapterError, MissingDependencyError
+from jaxlayer_core.dependencies import missing
+from jaxlayer_core.errors import AdapterError
 
 GROUP = "jaxlayer.adapters"
-
-EXTRAS = {"haiku": "haiku", "flax": "flax"}
-"""Frameworks that jaxlayer itself adapts, and the extra that installs each."""
 
 _registered: list[Adapter] = []
 
@@ -107,16 +105,6 @@ def distribution(entry_point: importlib.metadata.EntryPoint) -> str:
     """The distribution that an entry point comes from, with its version."""
     dist = entry_point.dist
     return f"{dist.name} {dist.version}" if dist is not None else "an unknown distribution"
-
-
-def missing(package: str, cause: BaseException | None = None) -> MissingDependencyError:
-    """The error for a framework that is not installed."""
-    extra = EXTRAS.get(package)
-    line = f"pip install 'jaxlayer[{extra}]'" if extra else f"pip install {package}"
-    return MissingDependencyError(
-        f"This needs the package {package!r}, which is not installed. Install it with: {line}",
-        cause=cause,
-    )
 
 
 def _classes(obj: Any) -> list[type]:

@@ -22,6 +22,9 @@ IMPLEMENTATION = "threefry2x32"
 """Keras seeds are two words, which is what this implementation takes, whatever
 `jax_default_prng_impl` says."""
 
+SEED_NAME = "seed_generator_state"
+"""What `keras.random.SeedGenerator` calls its variable."""
+
 
 def key_from_seed(seed: Any) -> jax.Array:
     """Typed JAX key of a Keras seed.

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 
-from jaxlayer_core import patterns
+from jaxlayer_core import effort, patterns
 from jaxlayer_core.errors import PatternError
 from jaxlayer_core.paths import Path
 
@@ -56,7 +56,7 @@ class Policy:
 
     def __init__(self, table: Mapping[str, Role | str], default: Role = Role.STATE) -> None:
         self._table = {pattern: _role(pattern, role) for pattern, role in table.items()}
-        self._expressions = [(_expression(p), role) for p, role in self._table.items()]
+        self._expressions = {pattern: _expression(pattern) for pattern in self._table}
         self._default = default
         self._known: dict[Path, Role] = {}
 
@@ -64,9 +64,13 @@ class Policy:
         """The role of a leaf."""
         if path not in self._known:
             name = "/".join(path)
-            found = (role for expression, role in self._expressions if expression.match(name))
+            found = (role for p, role in self._table.items() if self._is_meant(p, name))
             self._known[path] = next(found, self._default)
         return self._known[path]
+
+    def _is_meant(self, pattern: str, name: str) -> bool:
+        effort.check(pattern, name)
+        return self._expressions[pattern].match(name) is not None
 
     def writes(self, path: Path, training: bool) -> bool:
         """Whether a call in this mode writes a leaf of the state."""
@@ -80,6 +84,11 @@ class Policy:
     def extended(self, table: Mapping[str, Role | str] | None) -> Policy:
         """This policy, after entries that go first."""
         return Policy({**table, **self._without(table)}, self._default) if table else self
+
+    def get_config(self) -> dict[str, object]:
+        """The table and the default, in the words of users."""
+        table = {pattern: role.value for pattern, role in self._table.items()}
+        return {"table": table, "default": self._default.value}
 
     def _without(self, table: Mapping[str, Role | str]) -> dict[str, Role]:
         return {pattern: role for pattern, role in self._table.items() if pattern not in table}

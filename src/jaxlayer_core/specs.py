@@ -71,17 +71,44 @@ SIZES = (2, 3, 4, 8, 16, 32, 1)
 _PROBES = ((2, 3), (3, 5), (4, 8), (8, 16), (16, 32))
 
 
-def _fills(specs: Sequence[ArraySpec]) -> Iterator[Fill]:
-    """The symbolic rungs, without repeating one that names the dimensions alike."""
+def symbolic_fills(
+    specs: Sequence[ArraySpec], sizes: Sequence[Sequence[int | None]] | None = None
+) -> Iterator[tuple[Fill, int]]:
+    """The symbolic rungs of the ladder, without repeating one that names the dimensions alike.
+
+    Args:
+        specs: one spec per array.
+        sizes: for each spec, sizes that its unknown dimensions had once, or None. What had
+            different sizes never gets the same symbol.
+
+    Yields:
+        Sizes for the unknown dimensions of all specs, and what these are assumed to be at least.
+    """
+    unknown = _unknown(specs)
+    known = {
+        (i, axis): size
+        for i, axes in enumerate(unknown if sizes else [])
+        for axis, size in zip(axes, (sizes or [])[i], strict=True)
+        if size is not None
+    }
+
+    def by_size(array: int, axis: int) -> str:
+        size = known.get((array, axis))
+        return _SHARINGS[0](array, axis) if size is None else f"size{size}"
+
     seen = set()
-    for sharing in _SHARINGS:
-        names = tuple(sharing(i, axis) for i, axes in enumerate(_unknown(specs)) for axis in axes)
+    for sharing in (_SHARINGS[0], by_size, *_SHARINGS[1:]):
+        names = tuple(sharing(i, axis) for i, axes in enumerate(unknown) for axis in axes)
+        if len({(sharing(*place), size) for place, size in known.items()}) > len(
+            {sharing(*place) for place in known}
+        ):
+            continue
         partition = tuple(names.index(n) for n in names)
         if partition in seen:
             continue
         seen.add(partition)
         for least in _LEAST:
-            yield _symbols(specs, sharing, least)
+            yield _symbols(specs, sharing, least), least
 
 
 def _constant(specs: Sequence[ArraySpec], size: int) -> Fill:
@@ -126,7 +153,7 @@ def infer(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Any:
     if not any(_unknown(specs)):
         return jax.tree.map(_to_spec, _evaluate(fn, specs, _constant(specs, 0)))
     size: int | None = None
-    for fill in _fills(specs):
+    for fill, _ in symbolic_fills(specs):
         try:
             return jax.tree.map(_to_spec, _evaluate(fn, specs, fill))
         except Exception:

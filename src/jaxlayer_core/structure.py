@@ -16,8 +16,8 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import paths, rng
-from jaxlayer_core.errors import StructureError
+from jaxlayer_core import keras_bridge, paths, rng, serialization
+from jaxlayer_core.errors import ConfigError, StructureError
 from jaxlayer_core.pure import Arguments
 from jaxlayer_core.specs import is_numeric
 
@@ -85,6 +85,44 @@ class KeyData:
     impl: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Stands for an array in the config of a call.
+
+    Attributes:
+        key: the implementation, if the array is a typed PRNG key.
+    """
+
+    key: str | None
+
+
+class PlaceRule(serialization.Rule):
+    """Data of a `Place`."""
+
+    tag = "place"
+
+    def matches(self, value: Any) -> bool:
+        """Whether it is one."""
+        return isinstance(value, Place)
+
+    def encode(self, value: Any, encoder: serialization.Encoder) -> serialization.Node:
+        """What kind of array goes there."""
+        return {"key": value.key}
+
+    def decode(self, node: serialization.Node, decoder: serialization.Decoder) -> Place:
+        """The place."""
+        return Place(decoder.get(node, "key", str) if node.get("key") else None)
+
+
+serialization.add_rule(PlaceRule())
+
+
+def _leaf(value: Any) -> Static | KeyData | None:
+    if not isinstance(value, Place):
+        return Static(value)
+    return None if value.key is None else KeyData(value.key)
+
+
 @keras.saving.register_keras_serializable(package="jaxlayer")
 @dataclasses.dataclass(frozen=True)
 class CallStructure:
@@ -124,22 +162,38 @@ class CallStructure:
         return arrays, cls(treedef, tuple(leaves), method)
 
     def get_config(self) -> dict[str, Any]:
-        """The call as Keras serialises it in a functional model, with stand-ins for arrays."""
-        if any(isinstance(leaf, KeyData) for leaf in self.leaves):
-            raise StructureError(
-                "A call with a typed PRNG key among its arguments cannot be saved in a functional "
-                "model. Pass jax.random.key_data(key) and let the model wrap it."
-            )
-        stand_in = keras.KerasTensor((), "float32")
-        args, kwargs = self.restore([stand_in] * self.leaves.count(None))
-        call = {"args": args, "kwargs": kwargs}
-        return {"call": keras.saving.serialize_keras_object(call), "method": self.method}
+        """The call as data, with places for its arrays.
+
+        Raises:
+            NotExpressibleError: one of its arguments has no name, such as a lambda.
+        """
+        places = [
+            leaf.value if isinstance(leaf, Static) else Place(str(leaf.impl) if leaf else None)
+            for leaf in self.leaves
+        ]
+        args, kwargs = jax.tree_util.tree_unflatten(self.treedef, places)
+        encoded = serialization.encode({"args": list(args), "kwargs": kwargs}, "the call")
+        return {"call": encoded.data, "method": self.method}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CallStructure:
-        """The structure of `get_config()`."""
-        call = keras.saving.deserialize_keras_object(config["call"])
-        return cls.of(tuple(call["args"]), call["kwargs"], config["method"])[1]
+        """The structure of `get_config()`.
+
+        Raises:
+            ConfigError: the config is broken, or names what may not be had.
+        """
+        safe = keras_bridge.is_safe_mode()
+        call = serialization.decode(config.get("call"), safe=safe, root="the call", stand_ins=True)
+        method = config.get("method")
+        if not (
+            isinstance(call, dict)
+            and isinstance(call.get("args"), list)
+            and isinstance(call.get("kwargs"), dict)
+            and isinstance(method, str | None)
+        ):
+            raise ConfigError(f"The config of a call is broken: {config!r:.200}.")
+        values, treedef = jax.tree_util.tree_flatten((tuple(call["args"]), call["kwargs"]))
+        return cls(treedef, tuple(map(_leaf, values)), method)
 
     @property
     def is_arrays_only(self) -> bool:

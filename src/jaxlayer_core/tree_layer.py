@@ -1,4 +1,4 @@
-"""A Keras layer whose variables are two pytrees: freezing, precision, saving, by path."""
+"""A Keras layer whose variables are two pytrees: freezing, rules and precision by path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import keras
 
-from jaxlayer_core import summary, weights
+from jaxlayer_core import errors, options, summary
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.freezing import Freezing
 from jaxlayer_core.leaf_rules import LeafRules
@@ -241,7 +241,7 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         named = list(zip(names, variables, strict=True))
         summary.show(title, named, self._freezing.frozen, print_fn)
 
-    # Saving.
+    # Configuration.
 
     def get_config(self) -> dict[str, Any]:
         """Config of the layer's own options."""
@@ -258,28 +258,20 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TreeLayer:
-        """Rebuilds the layer from `get_config()`."""
-        config = dict(config)
-        steps = config.pop("freezing", ())
-        # Keras' config has a dtype policy always. Whether it was chosen, and where, decides.
-        has_policy = config.pop("has_policy", None)
-        has_own_dtype = config.pop("has_own_dtype", None)
-        layer: TreeLayer = super().from_config(config)
-        if has_policy is not None:
-            layer._has_policy, layer._has_own_dtype = has_policy, has_own_dtype
-            layer.autocast = layer._autocast and has_policy
-        layer._freezing.replay(steps)
+        """Rebuilds the layer from `get_config()`.
+
+        Raises:
+            ConfigError: the config has values that the layer does not take.
+        """
+        with errors.in_config_of(cls.__name__):
+            config = options.checked(cls, config)
+            steps = config.pop("freezing", ())
+            # Keras' config has a dtype policy always. Whether it was chosen, and where, decides.
+            has_policy = options.take_flag(cls, config, "has_policy")
+            has_own_dtype = options.take_flag(cls, config, "has_own_dtype")
+            layer: TreeLayer = super().from_config(config)
+            if has_policy is not None:
+                layer._has_policy, layer._has_own_dtype = has_policy, bool(has_own_dtype)
+                layer.autocast = layer._autocast and has_policy
+            layer._freezing.replay(steps)
         return layer
-
-    def save_own_variables(self, store: Any) -> None:
-        """Stores each variable under its own path, and the seed's state."""
-        weights.save(self._stored(), store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads each variable by its own path, and the seed's state, so that draws go on."""
-        weights.load(self.name, self._stored(), store)
-
-    def _stored(self) -> dict[str, keras.Variable]:
-        return weights.named(self._params, self._state) | {
-            "seed_generator": self.seed_generator.state
-        }

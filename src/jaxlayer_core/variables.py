@@ -17,7 +17,7 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import paths, returned_state, rng
+from jaxlayer_core import memory, paths, returned_state, rng
 from jaxlayer_core.errors import PatternError
 from jaxlayer_core.leaves import Pending, as_data, to_pending, to_variable
 from jaxlayer_core.paths import Path
@@ -103,6 +103,8 @@ class VariableTree:
                 buffers while it trains, which would delete the user's own.
         """
         named, treedef = paths.flatten(tree, is_leaf=is_leaf)
+        new = [leaf.spec for _, leaf in named if isinstance(leaf, Pending)]
+        memory.check_fits(f"The variables of {owner}", map(ArraySpec.of, new))
         slots = []
         for path, leaf in named:
             if isinstance(leaf, Slot):
@@ -163,6 +165,11 @@ class VariableTree:
         return [s.path for s in self._dynamic]
 
     @property
+    def scope(self) -> Path:
+        """Names before the leaves' own paths."""
+        return self._scope
+
+    @property
     def names(self) -> list[str]:
         """Paths of the variables inside the layer, such as `params/Dense_0/kernel`."""
         return ["/".join((*self._scope, *path)) for path in self.paths]
@@ -185,6 +192,12 @@ class VariableTree:
         return jax.tree_util.tree_unflatten(
             self._treedef, [s.static if s.variable is None else s for s in self._slots]
         )
+
+    @property
+    def blank(self) -> PyTree:
+        """The pytree with specs in place of variables, as the model sees them."""
+        leaves = [s.static if s.variable is None else s.spec for s in self._slots]
+        return jax.tree_util.tree_unflatten(self._treedef, leaves)
 
     def values(self) -> list[jax.Array]:
         """Current values of the variables, cast for compute where Keras says so."""

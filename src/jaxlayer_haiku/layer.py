@@ -26,6 +26,7 @@ _LAYER_OPTIONS = {
     "non_array_outputs",
     "regularizers",
     "remat",
+    "save_program",
     "state_policy",
     "trainable",
     "unpack_inputs",

@@ -47,7 +47,7 @@ def unpickle(path: str | os.PathLike[str], trust: bool = False) -> Any:
         raise CheckpointError(
             f"{path} may be a pickle, which runs code when it is read: whoever made the file "
             "could do anything on this machine. If you trust it, use "
-            "jaxlayer_haiku.pickled.unpickle(path, trust=True); better, get the arrays as npz or "
+            "jaxlayer_haiku.unpickle(path, trust=True); better, get the arrays as npz or "
             "safetensors."
         )
     try:
@@ -78,7 +78,7 @@ class PickleFormat(Format):
         raise CheckpointError(
             f"{path} looks like a pickle, which runs code when it is read, so load_variables does "
             "not read it. If you trust whoever made it: "
-            f"layer.load_variables(jaxlayer_haiku.pickled.unpickle({str(path)!r}, trust=True))."
+            f"layer.load_variables(jaxlayer_haiku.unpickle({str(path)!r}, trust=True))."
         )
 
     def write(self, path: Path, contents: Contents) -> NoReturn:

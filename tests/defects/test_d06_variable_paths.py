@@ -4,6 +4,7 @@ import flax.linen as nn
 import haiku as hk
 import keras
 import numpy as np
+import pytest
 
 from jaxlayer import FlaxLayer, HaikuLayer
 
@@ -243,3 +244,36 @@ def test_eleven_layers_through_a_weights_file(tmp_path, assert_same):
     saved.save_weights(tmp_path / "model.weights.h5")
     loaded.load_weights(tmp_path / "model.weights.h5")
     assert_same(loaded.layers[0].params, distinct())
+
+
+class Branches(nn.Module):
+    """Two dense layers of one shape, called as the user calls them."""
+
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for name in self.names:
+            x = nn.Dense(4, name=name)(x)
+        return x
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_d6b_a_renamed_submodule_is_an_error_that_names_both_paths(tmp_path, values, suffix):
+    """The user renames `alpha` to `zeta` and loads the old weights.
+
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (alpha's kernel goes into beta).
+    """
+    old, new = (
+        keras.Sequential([keras.Input((4,)), FlaxLayer(Branches(names))])
+        for names in (("alpha", "beta"), ("beta", "zeta"))
+    )
+    path = tmp_path / f"model{suffix}"
+    (old.save if suffix == ".keras" else old.save_weights)(path)
+    before = values(new.layers[0].params)
+    with pytest.raises(ValueError, match="params/alpha/kernel -> params/zeta/kernel"):
+        new.load_weights(path)
+    after = values(new.layers[0].params)
+    np.testing.assert_array_equal(
+        after["params"]["beta"]["kernel"], before["params"]["beta"]["kernel"]
+    )

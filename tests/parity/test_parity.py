@@ -7,6 +7,7 @@ Exact wherever both sides are one compiled program, because then they are the sa
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ import keras
 import numpy as np
 import pytest
 
-from jaxlayer_core import key_from_seed
+from jaxlayer_core import ProgramLayer, key_from_seed
+from jaxlayer_core.layer import PureLayer
 from jaxlayer_flax import FlaxLayer
 from jaxlayer_haiku import HaikuLayer
 
@@ -25,7 +27,8 @@ from .cases import Case, leaves_of, split
 from .native import Native, loss_of
 
 CASES = [*haiku_cases.CASES, *linen_cases.CASES, *pypi_cases.CASES]
-TRAINED = {"gradients", "fit"}
+SAMPLED = {"gradients", "fit", "program"}
+"""Properties that all but the samples leave to the full run."""
 SEED = 7
 STEPS = 5
 LEARNING_RATE = 1e-4
@@ -45,7 +48,7 @@ def pytest_generate_tests(metafunc):
     for case in CASES:
         marks = [pytest.mark.xdist_group(case.name)]
         marks += [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in case.ignores]
-        if case.slow or (prop in TRAINED and not case.sample):
+        if case.slow or (prop in SAMPLED and not case.sample):
             marks.append(pytest.mark.slow)
         if prop in case.lacks:
             marks.append(pytest.mark.skip(reason=f"{case.name}: {case.lacks[prop]}"))
@@ -231,6 +234,67 @@ def test_fit(subject):
     trained = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in trained), "nothing changed"
     assert all(np.all(np.isfinite(np.asarray(b).astype("complex64"))) for _, b in trained)
+
+
+def stored(layer: Any, config: Any, safe_mode: bool) -> Any:
+    """The layer that a config makes, through JSON, with the variables of another."""
+    config = json.loads(json.dumps(config))
+    again = keras.saving.deserialize_keras_object(config, safe_mode=safe_mode)
+    files: dict[str, np.ndarray] = {}
+    layer.save_own_variables(files)
+    again.load_own_variables(files)
+    return again
+
+
+def assert_runs_alike(subject: Subject, again: Any, tolerance: Any = None) -> None:
+    """Asserts that a layer that was loaded calls, draws and updates as its original."""
+    layer = subject.fresh()
+    for training in (False, True):
+        for name in ("outputs", "losses", "state"):
+            got, expected = (_called(subject, one, training)[name] for one in (again, layer))
+            got, expected = (list(leaves_of(tree).values()) for tree in (got, expected))
+            assert len(got) == len(expected)
+            for one, other in zip(got, expected, strict=True):
+                assert one.dtype == other.dtype
+                if tolerance and jnp.issubdtype(one.dtype, np.inexact):
+                    scale = np.max(np.abs(np.asarray(other, "complex64")), initial=1e-3)
+                    np.testing.assert_allclose(
+                        np.asarray(one, "complex64"), np.asarray(other, "complex64"),
+                        rtol=tolerance, atol=tolerance * scale,
+                    )  # fmt: skip
+                else:
+                    np.testing.assert_array_equal(one, other)
+
+
+def _called(subject: Subject, layer: Any, training: bool) -> dict[str, Any]:
+    outputs = subject.call(layer, subject.arrays, training)
+    return {"outputs": outputs, "losses": layer.losses, "state": variables_of(layer)}
+
+
+def test_config(subject):
+    """The layer's config, as JSON, makes the same layer."""
+    layer = subject.fresh()
+    again = stored(layer, keras.saving.serialize_keras_object(layer), safe_mode=False)
+    assert type(again) is type(layer)
+    assert_runs_alike(subject, again)
+
+
+def test_program(subject):
+    """The layer's program, as JSON, makes a layer that runs alike without the model."""
+    layer = subject.fresh()
+    subject.call(layer, subject.arrays, training=True)  # it holds the calls that were made
+    layer = subject.fresh()
+    own = ProgramLayer.config_of("Loaded", PureLayer.get_config(layer), layer.to_program())
+    config = {
+        "class_name": "Loaded",
+        "registered_name": "jaxlayer>ProgramLayer",
+        "module": None,
+        "config": own,
+        "build_config": layer.get_build_config(),
+    }
+    again = stored(layer, config, safe_mode=True)
+    assert isinstance(again, ProgramLayer)
+    assert_runs_alike(subject, again, tolerance=1e-5)
 
 
 def test_output_spec(subject):

@@ -1,0 +1,6 @@
+"""Models as serialised programs, for those that no config can express."""
+
+from jaxlayer_core.program.program import Program
+from jaxlayer_core.program.recording import export_program
+
+__all__ = ["Program", "export_program"]
