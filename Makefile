@@ -34,6 +34,8 @@ lint: $(VENV)/.lint  ## check style and types
 bench: $(VENV)/.demo  ## measure what the layers and their options cost
 	$(RUN) benchmarks/overhead.py
 	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/programs.py
+	$(RUN) benchmarks/checkpoints.py
 
 clean:  ## remove the environment and all that was built
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -163,13 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--child", nargs=3)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in SHAPES:
+        for name in arguments.models:
             one = results[name] = measure(name, folder, arguments.repeats)
             print(
                 f"{name}: program {one['bytes'] / 1e3:.0f} KB beside weights of "
@@ -179,6 +180,7 @@ def main() -> None:
                 program = one["times"]["program"][key]
                 print(f"  {key:18} native {native * 1e3:9.1f} ms   program {program * 1e3:9.1f} ms")
     out = pathlib.Path(__file__).parent / "results" / "programs.json"
+    out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"jax": jax.__version__, "models": results}, indent=2) + "\n")
 
 

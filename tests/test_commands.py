@@ -102,3 +102,23 @@ def test_training_benchmark_prints_its_tables(tmp_path):
     differences = re.findall(r"largest relative difference: (\S+)", done.stdout)
     assert max(map(float, differences)) < 1e-5
     assert (tmp_path / "results" / "training.json").exists()
+
+
+@pytest.mark.slow
+def test_programs_benchmark_prints_sizes_and_times(tmp_path):
+    for name in ("programs.py", "overhead.py"):
+        (tmp_path / name).write_text((ROOT / "benchmarks" / name).read_text())
+    done = python(tmp_path / "programs.py", "--models", "mlp", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"mlp: program \d+ KB beside weights of \d+ KB", done.stdout), done.stdout
+    assert (tmp_path / "results" / "programs.json").exists()
+
+
+@pytest.mark.slow
+def test_checkpoints_benchmark_prints_memory(tmp_path):
+    script = tmp_path / "checkpoints.py"
+    script.write_text((ROOT / "benchmarks" / "checkpoints.py").read_text())
+    done = python(script, "--quick")
+    assert done.returncode == 0, done.stderr
+    for name in ("msgpack", "safetensors", "npz", "orbax"):
+        assert name in done.stdout

@@ -13,7 +13,7 @@ import keras
 from jaxlayer_core import backends, calls, initialization, rng, roles
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
-from jaxlayer_core.errors import JaxLayerError, PatternError
+from jaxlayer_core.errors import ConfigError, JaxLayerError, PatternError
 from jaxlayer_core.methods import Methods
 from jaxlayer_core.pure import PureModule, PyTree
 from jaxlayer_core.recorded_calls import RecordedCalls
@@ -173,7 +173,15 @@ class BuildingLayer(StoringLayer):
         return None if self._built_form is None else {"call": self._built_form.get_config()}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Builds the layer for the call in `get_build_config()`."""
+        """Builds the layer for the call in `get_build_config()`.
+
+        Raises:
+            ConfigError: the config is broken, or names what may not be had.
+        """
+        if not isinstance(config, dict):
+            raise ConfigError(
+                f"The config that {self.name} is to be built by is {config!r:.80}, and no dict."
+            )
         if "call" not in config:
             self.build(config.get("input_shape"))
             return

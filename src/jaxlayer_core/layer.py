@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,6 @@ class PureLayer(BuildingLayer):
 
     def _run(self, form: CallForm, training: bool | None) -> Packed:
         """Runs the model, and writes what it draws, updates and loses."""
-        self._recorded.add(form)
         method = form.structure.method
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
         params, state = self._params.values(), self._state.values()
@@ -166,6 +166,7 @@ class PureLayer(BuildingLayer):
         for loss in result.losses.values():
             self.add_loss(loss)
         self._reports.update(self, result.metrics)
+        self._recorded.add(form)
         if form.structure.is_single and not (
             draws or written or result.losses or result.metrics or self._is_special()
         ):
@@ -325,15 +326,13 @@ class PureLayer(BuildingLayer):
             >>> ProgramLayer(layer.to_program())(jnp.ones((7, 3))).shape
             (7, 2)
         """
-        dtype = self.compute_dtype if self.autocast else None
+        dtype = self.compute_dtype if self._has_policy else None
         forms = self._recorded.forms or ([self._built_form] if self._built_form else [])
-
-        def export() -> Program:
-            return export_program(
-                self._methods, forms, self._params, self._state, compute_dtype=dtype
-            )
-
-        return self._recorded.once(dtype, export)
+        export = functools.partial(export_program, self._methods, forms, self._params, self._state)
+        return self._recorded.once(
+            (dtype, self.autocast),
+            lambda: export(compute_dtype=dtype, casts_inputs=self.autocast),
+        )
 
     # Options.
 

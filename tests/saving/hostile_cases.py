@@ -618,7 +618,7 @@ GROUPS = {
     "weights": weights,
     "texts": texts,
     "programs": programs,
-    "wrong types": lambda bases: wrong_types(bases["flax"]),
+    "wrong types": lambda bases: wrong_types(bases["flax"], depth=3),
     "truncated": lambda bases: truncated(bases["flax"], 150),
     "flipped": lambda bases: flipped(content(bases["flax"]), 300, seed=0),
     "zips": lambda bases: zips(bases["flax"]),

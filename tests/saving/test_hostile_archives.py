@@ -117,7 +117,7 @@ def is_ours(outcome):
 
 
 OBJECTS = ("the model", "the call", "a call", "_layer", "the layer", "config", "saved program")
-OBJECTS += ("variables", "Layer")
+OBJECTS += ("variables", "Layer", "capture: ", "the Flax module")
 """What a message is about."""
 
 
@@ -149,14 +149,14 @@ MAY_MEAN_THE_SAME = {
 }
 
 
-@pytest.mark.parametrize("kind", ["haiku", "program"])
+@pytest.mark.parametrize("kind", ["flax", "haiku", "program"])
 @pytest.mark.slow
 def test_wrong_types_everywhere(kind, bases, load):
     outcomes = load(cases.wrong_types(bases[kind]))
     for name, outcome in hostile_only(outcomes).items():
         assert outcome["events"] == [], name
         assert outcome["loaded"] or is_ours(outcome), (name, outcome["message"][-500:])
-        if outcome["loaded"]:
+        if outcome["loaded"] and "captures" not in name:  # which is a part of the answer
             assert outcome["answer"] == outcomes[f"good-{kind}"]["answer"], name
 
 

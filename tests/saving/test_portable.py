@@ -1,6 +1,7 @@
 """Models that no config can express, as files: closures, lambdas, what a notebook defines."""
 
 import copy
+import os
 import pathlib
 import warnings
 
@@ -130,16 +131,19 @@ def load_elsewhere(run_python, tmp_path):
     return load
 
 
+@pytest.mark.without("KERAS_NNX_ENABLED=true")  # Keras itself then needs Flax
 def test_it_is_fine_tuned_where_neither_its_source_nor_its_framework_is(model, load_elsewhere):
     """The steps are compiled from another program, so XLA may round them otherwise."""
     assert load_elsewhere(model) == "ProgramLayer"
 
 
+@pytest.mark.without("KERAS_NNX_ENABLED=true")  # Keras itself then needs Flax
 def test_any_model_is_stored_so_on_request(load_elsewhere):
     layer = FlaxLayer(nn.Dense(4), save_program=True, seed=1)
     assert load_elsewhere(trained(layer)) == "ProgramLayer"
 
 
+@pytest.mark.without("KERAS_NNX_ENABLED=true")  # Keras itself then needs Flax
 def test_without_a_program_a_missing_framework_is_named(run_python, tmp_path):
     trained(FlaxLayer(nn.Dense(4))).save(tmp_path / "model.keras")
     code = f"""
@@ -152,6 +156,7 @@ except jaxlayer.JaxLayerError as error:
     assert "pip install 'jaxlayer[flax]'" in printed
 
 
+@pytest.mark.without("KERAS_NNX_ENABLED=true")  # Keras itself then needs Flax
 def test_a_notebooks_own_functions_are_stored_as_a_program(run_python, tmp_path):
     numpy = f"import numpy as np\nx = np.array({X.tolist()}, 'float32')\n"
     predict = "print(*model.predict(x, verbose=0).ravel())"
@@ -183,9 +188,10 @@ def test_copies_made_here_have_the_very_functions(model, tmp_path):
     model.save(tmp_path / "model.keras")
     copies = {
         "clone": keras.models.clone_model(model),
-        "copy": copy.deepcopy(model),
         "file": keras.models.load_model(tmp_path / "model.keras"),
     }
+    if os.environ.get("KERAS_NNX_ENABLED") != "true":  # Keras' own layers cannot be copied then
+        copies["copy"] = copy.deepcopy(model)
     for name, other in copies.items():
         one, layer = other.layers[0], model.layers[0]
         assert type(one) is type(layer), name
@@ -255,7 +261,7 @@ def test_a_model_that_was_never_called_cannot_be_a_program(tmp_path):
     with (
         pytest.warns(UserWarning, match="not yet been built"),
         pytest.raises(
-            errors.ProgramError, match=r"(?s)haiku_layer cannot be saved before it is built.*lambda"
+            errors.ProgramError, match=r"(?s)haiku_layer.* cannot be saved before it is built.*lambda"
         ),
     ):
         model.save(tmp_path / "model.keras")
@@ -268,7 +274,7 @@ def calls_python(x):
 def test_saving_refuses_what_could_not_be_loaded(tmp_path):
     model = keras.Sequential([keras.Input((3,)), HaikuLayer(lambda x: calls_python(x))])
     with pytest.raises(
-        errors.ProgramError, match=r"(?s)cannot be saved.*lambda.*custom_call|callback"
+        errors.ProgramError, match=r"(?s)cannot be saved.*lambda.*calls back into Python"
     ):
         model.save(tmp_path / "model.keras")
 

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
 from jaxlayer_core import dependencies, specs
+from jaxlayer_core.errors import ProgramError
 from jaxlayer_core.program import checking
 from jaxlayer_core.program.arrays import Form
 from jaxlayer_core.program.blobs import Blob
@@ -124,11 +125,11 @@ def rungs(
         if not any(None in spec.shape for spec in opened):
             yield Rung([spec.filled(()) for spec in opened], 1)
             continue
-        sizes = [
+        recorded = [
             [size for size, now in zip(spec.shape, new.shape, strict=True) if now is None]
             for spec, new in zip(inputs, opened, strict=True)
         ]
-        for fill, least in specs.symbolic_fills(opened, sizes):
+        for fill, least in specs.symbolic_fills(opened, recorded):
             filled = [spec.filled(sizes) for spec, sizes in zip(opened, fill, strict=True)]
             yield Rung(filled, least)
 
@@ -144,6 +145,10 @@ def _lower(
 ) -> tuple[Blob, tuple[bool, ...], tuple[str, ...], bool]:
     """Stores what was traced, for as many platforms as have all of its operations."""
     closed = traced.jaxpr
+    if names := sorted(set(_callbacks(closed.jaxpr))):
+        raise ProgramError(
+            f"it calls back into Python ({', '.join(names)}), which no program can hold"
+        )
     count = len(closed.jaxpr.invars)
     needed = [not droppable(index) for index in range(count)]
     outputs = [True] * len(closed.jaxpr.outvars)
@@ -162,6 +167,17 @@ def _lower(
             return blob, tuple(kept), platforms, gradient
     assert failure is not None
     raise failure
+
+
+def _callbacks(jaxpr: Any) -> Iterator[str]:
+    """Operations that run Python, also those inside of others."""
+    for operation in jaxpr.eqns:
+        if "callback" in operation.primitive.name:
+            yield operation.primitive.name
+        for value in jax.tree.leaves(list(operation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _callbacks(inner)
 
 
 def _platforms() -> Iterator[tuple[str, ...]]:

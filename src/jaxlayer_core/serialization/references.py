@@ -152,8 +152,8 @@ def load(reference: Reference, *, safe: bool, where: str) -> Any:
     own = f"{home}.{getattr(obj, '__qualname__', '')}"
     if safe and not (isinstance(home, str) and trust.is_at_home(reference.full, own)):
         raise TrustError(
-            f"{where} names {reference.full!r}, which is {obj!r}, an object of {home!r} and not of "
-            f"the package that it is named by. {_way_out(reference)}"
+            f"{where} names {reference.full!r}, which is {obj!r}, an object of {home!r} that a file "
+            f"may not name. {_way_out(reference)}"
         )
     return obj
 

@@ -34,6 +34,7 @@ _NAMESPACES = frozenset(
 
 _OUTSIDE = frozenset(
     {
+        "flax.core.spmd.set_logical_axis_rules",
         "flax.linen.kw_only_dataclasses",
         "flax.linen.module.disable_named_call",
         "flax.linen.module.enable_named_call",
