@@ -76,7 +76,7 @@ def ways(pattern: str, length: int) -> float:
 
     Example:
         >>> ways("kernel", 30), ways(".*kernel", 30) < 1000, ways("(a+)+b", 30)
-        (30, True, inf)
+        (30.0, True, inf)
     """
     return length * _of_sequence(_parser.parse(pattern), length)
 

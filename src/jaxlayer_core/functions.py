@@ -201,7 +201,7 @@ class JaxLayer(PureLayer):
             ConfigError: the config is broken.
         """
         config = dict(config)
-        parts = model_config.restore(config)
+        parts = model_config.restore(cls, config, "call_fn")
         if isinstance(parts, PureLayer):
             return parts
         given = {name: leaves.zeros(parts[name]) for name in ("params", "state") if name in parts}

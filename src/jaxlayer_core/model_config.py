@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from jaxlayer_core import source
+from jaxlayer_core.errors import ProgramError
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_core.program_layer import ProgramLayer
 from jaxlayer_core.source import Objects, Source
@@ -19,17 +21,25 @@ def describe(layer: PureLayer, made_of: Source) -> dict[str, Any]:
     """
 
     def as_program() -> dict[str, Any]:
+        if type(layer).call is not PureLayer.call:
+            raise ProgramError(
+                f"{type(layer).__name__} has a `call` of its own, which a program of its model "
+                "would lack."
+            )
         options = PureLayer.get_config(layer)
         return ProgramLayer.config_of(type(layer).__name__, options, layer.to_program())
 
     return made_of.get_config(as_program if layer.built else None, always=layer.save_program)
 
 
-def restore(config: dict[str, Any]) -> Objects | ProgramLayer:
+def restore(cls: type, config: dict[str, Any], model: str) -> Objects | ProgramLayer:
     """What `describe` has told.
 
     Args:
+        cls: the layer's class.
         config: the config of a layer; the entries are removed from it.
+        model: the argument that takes the model. A user's subclass may make its own and take none;
+            its config then says what it takes.
 
     Returns:
         What to make the layer of; or, where that is not to be had, a layer that runs the program.
@@ -39,5 +49,9 @@ def restore(config: dict[str, Any]) -> Objects | ProgramLayer:
         MissingDependencyError: a package is not installed, and there is no program.
         ConfigError: the config is broken.
     """
+    if model not in inspect.signature(cls).parameters or "source" not in config:
+        for entry in ("source", "program"):
+            config.pop(entry, None)
+        return {}
     parts = source.restore(config)
     return ProgramLayer.from_config(parts["program"]) if "program" in parts else parts

@@ -120,7 +120,7 @@ class ModuleLayer(PureLayer):
             ConfigError: the config is broken.
         """
         config = dict(config)
-        parts = model_config.restore(config)
+        parts = model_config.restore(cls, config, "module")
         if isinstance(parts, PureLayer):
             return parts
         layer: ModuleLayer = super().from_config({**config, **parts})

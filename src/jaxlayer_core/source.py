@@ -199,5 +199,8 @@ def _decoded(source: dict[str, Any]) -> Objects:
 
 def program_config(pending: Any) -> dict[str, Any] | None:
     """The config of a layer that runs the program, in what Keras made of a `PendingProgram`."""
-    config = pending.get("config") if isinstance(pending, dict) else None
+    if not isinstance(pending, dict):
+        return None
+    # The reader of the old HDF5 format hands out what is inside.
+    config = pending if "program" in pending else pending.get("config")
     return config if isinstance(config, dict) and config else None

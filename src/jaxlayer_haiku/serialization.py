@@ -1,4 +1,4 @@
-"""How Haiku's multi-transforms are stored: as the function that was transformed."""
+"""Haiku in configs: what of it may be named, and its multi-transforms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import haiku as hk
 
 from jaxlayer_core.serialization import Decoder, Encoder, Node, Rule, add_rule
+from jaxlayer_core.serialization.trust import is_of_framework, list_names
 from jaxlayer_haiku.transforms import MULTI
 
 
@@ -29,6 +30,10 @@ class MultiTransformRule(Rule):
     def decode(self, node: Node, decoder: Decoder) -> Any:
         """The transform of the function."""
         function = decoder.decode(decoder.get(node, "function", dict), ".function")
+        # It is called at once. What the frameworks have, or a partial of it, is no model.
+        is_model = isinstance(function, types.FunctionType)
+        if not is_model or (decoder.is_safe and is_of_framework(function.__module__)):
+            raise decoder.failure(f"transforms {function!r:.80}, which is no function of a model")
         with_state = decoder.get(node, "with_state", bool)
         return (hk.multi_transform_with_state if with_state else hk.multi_transform)(function)
 
@@ -45,3 +50,14 @@ def _original(init: Any) -> Any:
 
 
 add_rule(MultiTransformRule())
+list_names(
+    {"haiku"},
+    outside={"haiku.config", "haiku.experimental", "haiku.mixed_precision", "haiku.testing"},
+    makers={
+        "haiku.transform",
+        "haiku.transform_with_state",
+        "haiku.with_empty_state",
+        "haiku.without_apply_rng",
+        "haiku.without_state",
+    },
+)

@@ -294,3 +294,70 @@ def test_a_new_process_trusts_what_it_is_told_to(load_elsewhere):
 
 def test_trust_is_public():
     assert jaxlayer.trust.__module__ == "jaxlayer_core.serialization.trust"
+
+
+# Subclasses of a user's own.
+
+
+class Head(FlaxLayer):
+    """Makes its model itself, as layers of Keras do."""
+
+    def __init__(self, width=3, **kwargs):
+        super().__init__(nn.Dense(width), **kwargs)
+        self.width = width
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+class Bare(FlaxLayer):
+    """Has a config of its own, whole."""
+
+    def __init__(self, width=3, name=None):
+        super().__init__(nn.Dense(width), name=name)
+        self.width = width
+
+    def get_config(self):
+        return {"width": self.width, "name": self.name}
+
+
+class Tripled(FlaxLayer):
+    def call(self, *args, **kwargs):
+        return super().call(*args, **kwargs) * 3
+
+
+@pytest.mark.parametrize("cls", [Head, Bare])
+def test_a_subclass_that_makes_its_model_comes_back(cls, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), cls(width=5)])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={cls.__name__: cls})
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for other in (loaded, clone):
+        assert type(other.layers[0]) is cls
+        np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+def test_a_subclass_with_a_call_of_its_own_is_never_a_program_of_its_model(tmp_path):
+    class Local(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x)
+
+    model = keras.Sequential([keras.Input((3,)), Tripled(Local())])
+    with pytest.warns(UserWarning, match=r"`call` of its own.*custom_objects"):
+        model.save(tmp_path / "model.keras")
+    given = {"Tripled": Tripled, "Local": Local}
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=given)
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+def test_the_old_format_keeps_the_program(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), HaikuLayer(lambda x: hk.Linear(2)(x))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxlayer_core.source._LIVE", {})
+        config = keras.saving.serialize_keras_object(model.layers[0])
+        config["config"]["program"] = config["config"]["program"]["config"]  # as its reader does
+        loaded = keras.saving.deserialize_keras_object(config)
+    loaded.set_weights(model.layers[0].get_weights())
+    np.testing.assert_allclose(loaded(X), model.layers[0](X), rtol=1e-6)

@@ -261,7 +261,8 @@ def test_a_model_that_was_never_called_cannot_be_a_program(tmp_path):
     with (
         pytest.warns(UserWarning, match="not yet been built"),
         pytest.raises(
-            errors.ProgramError, match=r"(?s)haiku_layer.* cannot be saved before it is built.*lambda"
+            errors.ProgramError,
+            match=r"(?s)haiku_layer.* cannot be saved before it is built.*lambda",
         ),
     ):
         model.save(tmp_path / "model.keras")

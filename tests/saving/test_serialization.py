@@ -1,6 +1,7 @@
 """Values as JSON data, and back: what can be said, and that nothing else is done."""
 
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -563,3 +564,112 @@ def test_a_named_tuple_may_be_replaced_by_one_that_looks_like_it():
     pair = decode(data, stand_ins=True)
     assert (pair.left, pair.right, type(pair).__name__) == (1, 2, "Pair")
     assert type(pair) is type(decode(data, stand_ins=True))
+
+
+# What would come back changed, and is refused or kept.
+
+
+@dataclasses.dataclass
+class Counted:
+    width: int = 2
+    pair: tuple = (1, 2)
+    depth: int = dataclasses.field(default=1, init=False)
+
+
+class Slotted:
+    __slots__ = ("width",)
+
+
+class Wide(Slotted):
+    pass
+
+
+def returned(size=1):
+    def made(x, size=size):
+        return x * size
+
+    return made
+
+
+def test_fields_that_a_class_sets_itself_are_compared():
+    assert again(Counted(3)) == Counted(3)
+    changed = Counted(3)
+    changed.depth = 7
+    with pytest.raises(errors.NotExpressibleError, match="depth"):
+        encode(changed)
+
+
+def test_attributes_beside_the_fields_are_compared():
+    changed = Counted()
+    changed.extra = 1
+    with pytest.raises(errors.NotExpressibleError, match="rest"):
+        encode(changed)
+
+
+def test_a_value_equal_to_the_default_is_not_the_default():
+    assert again(Counted(pair=(True, 2))).pair[0] is True
+    assert type(again(Counted(pair=(jnp.ones(2), 2))).pair[0]) is type(jnp.ones(2))
+
+
+def test_slots_are_no_attributes():
+    value = Wide()
+    value.width = 3
+    with pytest.raises(errors.NotExpressibleError, match="no rule"):
+        encode(value)
+
+
+def test_defaults_of_a_closure_are_arguments_of_its_maker():
+    with trusting(__name__):
+        assert again(returned(5), safe=True)(2) == 10
+
+
+def test_a_method_under_another_name_is_refused():
+    class Methods:
+        def one(self):
+            return 1
+
+        two = one
+
+    with pytest.raises(errors.NotExpressibleError):
+        encode(types.MethodType(lambda self: 3, Methods()))
+
+
+def test_a_closure_over_itself_ends():
+    with trusting(__name__), pytest.raises(errors.NotExpressibleError):
+        encode([recursive(3), lambda: None])
+
+
+def recursive(size):
+    def made(x):
+        return made.size * x
+
+    made.size = size
+    return made
+
+
+def test_methods_of_registered_classes_are_not_called_by_files():
+    """Those of a Keras model write files."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    data = {
+        "$": "method",
+        "of": {"$": "keras", "keras": keras.saving.serialize_keras_object(model)},
+        "method": "save",
+    }
+    with pytest.raises(errors.TrustError, match="needs a method of keras"):
+        decode(data)
+
+
+@pytest.mark.parametrize("function", [jnp.zeros, nn.relu, functools.partial(importable.forward, 1)])
+def test_a_multi_transform_is_of_a_function_of_a_model(function):
+    data = {
+        "$": "haiku.multi_transform",
+        "function": encode(function).data,
+        "with_state": True,
+    }
+    with trusting(HERE), pytest.raises(errors.ConfigError, match="no function of a model"):
+        decode(data)
+
+
+def test_a_block_trusts_names_only():
+    with pytest.raises(errors.JaxLayerError, match="import names"), trusting("not a name"):
+        pass

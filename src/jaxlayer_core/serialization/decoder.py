@@ -10,7 +10,7 @@ from jaxlayer_core.serialization import references
 from jaxlayer_core.serialization.references import Reference
 from jaxlayer_core.serialization.rules import TAG, Data, Node, find
 
-_DEEPEST = 100
+_DEEPEST = 200
 """How deep data may be nested; models are not, and Python's stack has an end."""
 _LARGEST = 1_000_000
 """How many values there may be, counting what is the same as another as often as it is met. Each

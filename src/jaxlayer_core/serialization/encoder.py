@@ -137,7 +137,13 @@ def encode(value: Any, root: str = "value") -> Encoded:
         ({'module': 'jax.nn', 'name': 'gelu'}, {'approximate': False})
     """
     encoder = Encoder(root)
-    data = encoder.encode(value)
+    try:
+        data = encoder.encode(value)
+    except RecursionError as error:
+        raise NotExpressibleError(
+            f"{root} is {_short(value)}, which contains itself, or is nested too deeply.",
+            cause=error,
+        ) from error
     try:
         again = Encoder(root).encode(Decoder(root, known=encoder.objects).decode(data))
     except JaxLayerError as error:

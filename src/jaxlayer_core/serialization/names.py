@@ -9,6 +9,7 @@ import sys
 import types
 from typing import Any
 
+from jaxlayer_core.errors import TrustError
 from jaxlayer_core.serialization import references, trust
 from jaxlayer_core.serialization.decoder import Decoder
 from jaxlayer_core.serialization.encoder import Encoder
@@ -91,12 +92,25 @@ class MethodRule(Rule):
 
     def encode(self, value: Any, encoder: Encoder) -> Node:
         """Owner and name."""
+        if getattr(value.__self__, value.__name__, None) != value:
+            raise encoder.failure(value, "its owner has another method of its name")
         return {"of": encoder.encode(value.__self__, ".__self__"), "method": value.__name__}
 
     def decode(self, node: Node, decoder: Decoder) -> Any:
-        """The method of the decoded owner; only Python's, which no array and no text has."""
+        """The method of the decoded owner; only Python's, which no array and no text has.
+
+        That a class is registered with Keras, or given, vouches for making its objects, and not
+        for all their methods: those of a Keras model write files.
+        """
         data = decoder.get(node, "of", dict)
         owner = decoder.decode(data, ".of")
+        cls = owner if isinstance(owner, type) else type(owner)
+        if decoder.is_safe and not trust.is_trusted(f"{cls.__module__}.{cls.__qualname__}"):
+            raise TrustError(
+                f"{decoder.where} needs a method of {cls.__module__}.{cls.__qualname__}, which is "
+                f"of no trusted package. If you trust it, call jaxlayer.trust({cls.__module__!r}) "
+                "first, or load with safe_mode=False."
+            )
         name = decoder.get(node, "method", str)
         is_public = name == "__call__" or not name.startswith("_")
         # Looked up without running descriptors, which could be anything.
@@ -142,10 +156,8 @@ class ClosureRule(Rule):
         if value.__code__ not in codes:
             raise encoder.failure(value, f"{maker.__name__} makes another function")
         index = codes.index(value.__code__)
-        if not _same(_closed_over(made[index]), _closed_over(value)):
-            raise encoder.failure(
-                value, f"{maker.__name__} makes one that closes over other values"
-            )
+        if not _same_state(made[index], value):
+            raise encoder.failure(value, f"{maker.__name__} makes one with other values in it")
         kwargs = encoder.encode(arguments, "(...)")
         return {"by": encoder.name(maker), "kwargs": kwargs, "index": index}
 
@@ -226,4 +238,9 @@ def _same_function(one: Any, other: Any) -> bool:
     if one is other:
         return True
     both = isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType)
-    return both and one.__code__ is other.__code__ and _same(_closed_over(one), _closed_over(other))
+    return both and one.__code__ is other.__code__ and _same_state(one, other)
+
+
+def _same_state(one: types.FunctionType, other: types.FunctionType) -> bool:
+    """Whether two functions of the same code also have the same values to work with."""
+    return _same(_closed_over(one), _closed_over(other)) and _same(_defaults(one), _defaults(other))

@@ -109,13 +109,19 @@ class DataclassRule(Rule):
         return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
     def encode(self, value: Any, encoder: Encoder) -> Node:
-        """Class and fields."""
+        """Class and fields; and attributes that the class itself must make again."""
+        made = {field.name for field in dataclasses.fields(value) if field.init}
         fields = {
             field.name: encoder.encode(getattr(value, field.name), f".{field.name}")
             for field in dataclasses.fields(value)
             if field.init and not _is_default(getattr(value, field.name), field.default)
         }
-        return {"class": encoder.name(type(value)), "fields": fields}
+        rest = {
+            name: encoder.encode(item, f".{name}")
+            for name, item in getattr(value, "__dict__", {}).items()
+            if name not in made and not name.startswith("_")
+        }
+        return {"class": encoder.name(type(value)), "fields": fields, "rest": rest}
 
     def decode(self, node: Node, decoder: Decoder) -> Any:
         """A new one, made by its class."""
@@ -126,7 +132,11 @@ class DataclassRule(Rule):
 def _is_default(value: Any, default: Any) -> bool:
     if value is default:
         return True
-    return type(value) is type(default) and type(value) in _PLAIN and bool(value == default)
+    if type(value) is not type(default) or type(value) not in _PLAIN:
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(default) and all(map(_is_default, value, default))
+    return bool(value == default)
 
 
 class MappingRule(Rule):
@@ -224,7 +234,8 @@ class AttributesRule(Rule):
             "__getnewargs_ex__",
         )
         own = any(name in vars(base) for base in cls.__mro__[:-1] for name in customs)
-        return _is_a_class(cls) and not own and not hasattr(value, "__name__")
+        slots = any(vars(base).get("__slots__") for base in cls.__mro__)
+        return _is_a_class(cls) and not own and not slots and not hasattr(value, "__name__")
 
     def encode(self, value: Any, encoder: Encoder) -> Node:
         """Class and attributes."""

@@ -12,6 +12,7 @@ import keras
 from jaxlayer_core import dependencies
 from jaxlayer_core.errors import ConfigError, TrustError
 from jaxlayer_core.serialization import trust
+from jaxlayer_core.serialization.introductions import introduce
 
 
 class Reference(NamedTuple):
@@ -49,6 +50,7 @@ def find(obj: Any) -> Reference | None:
     name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None
+    introduce(module.partition(".")[0])
     own = Reference(module, name, _registered_name(obj))
     has_public = _is_private(module) or trust.is_listed(own.full)
     candidates = [own, *_aliases(obj, own)] if has_public else [own]
@@ -84,15 +86,16 @@ def _aliases(obj: Any, own: Reference) -> Iterator[Reference]:
     """The object's names in loaded public modules of its package."""
     package = own.module.partition(".")[0]
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == package and not _is_private(name):
-            short = own.name.partition(".")[0]
-            if getattr(module, short, None) is not None:
-                yield own._replace(module=name)
+        is_public = name.partition(".")[0] == package and not _is_private(name)
+        # Not by `getattr`: a module that loads lazily would load.
+        if is_public and own.name.partition(".")[0] in vars(module):
+            yield own._replace(module=name)
 
 
 def _aliases_in(obj: Any, module: Any, name: str) -> list[Reference]:
     """The object's names in its own module, if it has others than it says."""
-    return [Reference(name, key) for key, value in vars(module or object).items() if value is obj]
+    names = vars(module) if module is not None else {}
+    return [Reference(name, key) for key, value in names.items() if value is obj]
 
 
 def _look_up(reference: Reference) -> Any:
@@ -111,6 +114,7 @@ def given(reference: Reference) -> Any:
     A name of JAX, Flax or Haiku is only replaced by an object given for the whole name:
     `custom_objects={"Dense": ...}` is meant for another `Dense`.
     """
+    introduce(reference.module.partition(".")[0])
     last = reference.name.rpartition(".")[2]
     names = [reference.registered, reference.full]
     names += [] if trust.is_listed(reference.full) else [last]
@@ -134,14 +138,17 @@ def load(reference: Reference, *, safe: bool, where: str) -> Any:
     obj = given(reference)
     if obj is not None:
         return obj
+    package = reference.module.partition(".")[0]
+    missing = introduce(package)
     if safe and not trust.is_trusted(reference.full):
+        if missing is not None:
+            raise dependencies.missing(package, missing) from missing
         raise TrustError(_untrusted(reference, where))
     if not reference.is_importable and reference.module not in sys.modules:
         raise ConfigError(_unknown(reference, where))
     try:
         importlib.import_module(reference.module)
     except ModuleNotFoundError as error:
-        package = reference.module.partition(".")[0]
         if error.name == package:
             raise dependencies.missing(package, error) from error
         raise ConfigError(_unknown(reference, where), cause=error) from error
@@ -152,8 +159,8 @@ def load(reference: Reference, *, safe: bool, where: str) -> Any:
     own = f"{home}.{getattr(obj, '__qualname__', '')}"
     if safe and not (isinstance(home, str) and trust.is_at_home(reference.full, own)):
         raise TrustError(
-            f"{where} names {reference.full!r}, which is {obj!r}, an object of {home!r} that a file "
-            f"may not name. {_way_out(reference)}"
+            f"{where} names {reference.full!r}, which is {obj!r}, an object of {home!r} that a "
+            f"file may not name. {_way_out(reference)}"
         )
     return obj
 

@@ -1,76 +1,44 @@
-"""What a config may name: the parts of JAX, Flax and Haiku that models are made of.
+"""What a config may name: the parts of JAX and of frameworks that models are made of.
 
-A file says by name which classes and functions it needs, and a loaded model calls them. So a
-name counts only if it belongs to a namespace that is listed here or that the user has added,
-and what it stands for has to be defined there: `jax.numpy.save`, though it can be reached
+A file says by name which classes and functions it needs, and a loaded model calls them. So a name
+counts only if it belongs to a namespace that is listed, here or by an adapter, or that the user has
+added, and what it stands for has to be defined there: `jax.numpy.save`, though it can be reached
 through a listed module, is NumPy's and writes files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from jaxlayer_core.errors import JaxLayerError
 
-_NAMESPACES = frozenset(
-    {
-        "flax.core",
-        "flax.linen",
-        "flax.struct",
-        "haiku",
-        "jax.dtypes",
-        "jax.image",
-        "jax.lax",
-        "jax.nn",
-        "jax.numpy",
-        "jax.random",
-        "jax.scipy",
-        "jax.sharding",
-    }
-)
+_namespaces = {
+    "jax.dtypes",
+    "jax.image",
+    "jax.lax",
+    "jax.nn",
+    "jax.numpy",
+    "jax.random",
+    "jax.scipy",
+    "jax.sharding",
+}
 """Modules, with those inside them, that hold what models are made of."""
 
-_OUTSIDE = frozenset(
-    {
-        "flax.core.spmd.set_logical_axis_rules",
-        "flax.linen.kw_only_dataclasses",
-        "flax.linen.module.disable_named_call",
-        "flax.linen.module.enable_named_call",
-        "flax.linen.module.override_named_call",
-        "flax.linen.spmd.set_logical_axis_rules",
-        "flax.struct.dataclass",
-        "haiku.config",
-        "haiku.experimental",
-        "haiku.mixed_precision",
-        "haiku.testing",
-        "jax.numpy.fromfile",
-        "jax.numpy.frompyfunc",
-        "jax.numpy.load",
-        "jax.numpy.save",
-        "jax.numpy.savez",
-        "jax.sharding.set_mesh",
-    }
-)
+_outside = {
+    "jax.numpy.fromfile",
+    "jax.numpy.frompyfunc",
+    "jax.numpy.load",
+    "jax.numpy.save",
+    "jax.numpy.savez",
+    "jax.numpy.set_printoptions",
+    "jax.sharding.set_mesh",
+}
 """What reads or writes files, changes a class, or the settings of a whole process. Names count that
 a config may use, and those under which an object is defined."""
 
-_MAKERS = frozenset(
-    {
-        "flax.linen.initializers",
-        "flax.linen.with_logical_partitioning",
-        "flax.linen.with_partitioning",
-        "haiku.transform",
-        "haiku.transform_with_state",
-        "haiku.with_empty_state",
-        "haiku.without_apply_rng",
-        "haiku.without_state",
-        "jax.checkpoint",
-        "jax.nn.initializers",
-        "jax.remat",
-    }
-)
+_makers = {"jax.checkpoint", "jax.nn.initializers", "jax.remat"}
 """Where functions are that only make functions. Others compute, and may take all memory, or never
 end, when a config has them called."""
 
@@ -96,11 +64,27 @@ _added: set[str] = set()
 _scoped: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
+def list_names(
+    namespaces: Iterable[str], *, outside: Iterable[str] = (), makers: Iterable[str] = ()
+) -> None:
+    """Says what configs may name of a framework; for its adapter, when it is imported.
+
+    Args:
+        namespaces: modules, with those inside them, that hold what models are made of.
+        outside: what in them reads or writes files, changes a class or the settings of a process.
+        makers: functions, or modules of these, that only make functions, such as initialisers:
+            a config may have them called.
+    """
+    _namespaces.update(namespaces)
+    _outside.update(outside)
+    _makers.update(makers)
+
+
 def trust(*packages: str) -> None:
     """Lets configs name what is defined in some packages, in this process.
 
     Loading a model then imports these packages, and makes and calls what is in them, as far
-    as a file says. Packages of JAX, Flax and Haiku that models are made of need no mention.
+    as a file says. What models of JAX and the installed frameworks are made of needs no mention.
 
     Args:
         *packages: import names; what is inside of them counts, too.
@@ -112,12 +96,7 @@ def trust(*packages: str) -> None:
         >>> trust("my_models", "their_models.layers")
         >>> distrust("my_models", "their_models.layers")
     """
-    for package in packages:
-        if not (isinstance(package, str) and all(map(str.isidentifier, package.split(".")))):
-            raise JaxLayerError(
-                f"trust takes import names of packages, such as 'my_models', got {package!r}."
-            )
-    _added.update(packages)
+    _added.update(map(_checked, packages))
 
 
 def distrust(*packages: str) -> None:
@@ -136,18 +115,26 @@ def trusting(*packages: str) -> Iterator[None]:
         >>> is_trusted("my_models.nets.Encoder")
         False
     """
-    token = _scoped.set(_scoped.get() | frozenset(packages))
+    token = _scoped.set(_scoped.get() | frozenset(map(_checked, packages)))
     try:
         yield
     finally:
         _scoped.reset(token)
 
 
+def _checked(package: str) -> str:
+    if isinstance(package, str) and all(map(str.isidentifier, package.split("."))):
+        return package
+    raise JaxLayerError(
+        f"trust takes import names of packages, such as 'my_models', got {package!r}."
+    )
+
+
 def is_listed(name: str) -> bool:
     """Whether a full name belongs to what is trusted without the user's word."""
     if any(part.startswith("_") for part in name.split(".")):
         return False
-    return name in _NAMES or (_is_inside(name, _NAMESPACES) and not _is_inside(name, _OUTSIDE))
+    return name in _NAMES or (_is_inside(name, _namespaces) and not _is_inside(name, _outside))
 
 
 def is_trusted(name: str) -> bool:
@@ -165,7 +152,7 @@ def is_maker(name: str) -> bool:
     Args:
         name: full name, such as `jax.nn.initializers.normal`.
     """
-    return _is_inside(name, _MAKERS | _added | _scoped.get())
+    return _is_inside(name, _makers | _added | _scoped.get())
 
 
 def is_at_home(name: str, own: str) -> bool:
@@ -177,11 +164,15 @@ def is_at_home(name: str, own: str) -> bool:
     """
     if name in _NAMES:
         return True
-    listed = {namespace.partition(".")[0] for namespace in _NAMESPACES}
-    is_listed = own.partition(".")[0] in listed and not _is_inside(own, _OUTSIDE)
+    is_listed = is_of_framework(own) and not _is_inside(own, _outside)
     return is_listed or _is_inside(own, _added | _scoped.get())
 
 
-def _is_inside(name: str, namespaces: frozenset[str] | set[str]) -> bool:
+def is_of_framework(name: str) -> bool:
+    """Whether a full name is one of JAX or of a framework, whatever part of it."""
+    return name.partition(".")[0] in {namespace.partition(".")[0] for namespace in _namespaces}
+
+
+def _is_inside(name: str, namespaces: Set[str]) -> bool:
     parts = name.split(".")
     return any(".".join(parts[:length]) in namespaces for length in range(1, len(parts) + 1))
