@@ -316,8 +316,7 @@ POLYNOMIAL = [".*" * 12 + "x", "a*" * 9 + "b"]
 
 def patterns(bases):
     """Regular expressions that take for ever, for a path that makes them."""
-    path = "a" * 60
-    module = _sequential(dense(name=path))
+    module = partial(name("haiku.nets", "MLP"), [4, 2], name="a" * 60)
     cases = {}
     for pattern in EXPONENTIAL + POLYNOMIAL:
         options = {
@@ -329,7 +328,7 @@ def patterns(bases):
             "capture": [pattern],
         }
         for option, value in options.items():
-            changed = bases["flax"].with_module(module).changed(("config", option), value)
+            changed = bases["haiku"].with_module(module).changed(("config", option), value)
             cases[f"{option} {pattern}"] = changed
     return cases
 
