@@ -114,6 +114,7 @@ FLOORS = {
     "jaxlayer_core.metrics": 2,
     "jaxlayer_core.options": 2,
     "jaxlayer_core.program": 2,
+    "jaxlayer_core.program.answering": 2,
     "jaxlayer_core.program.arrays": 2,
     "jaxlayer_core.program.blobs": 2,
     "jaxlayer_core.program.calls": 2,

@@ -15,7 +15,7 @@ from jaxlayer_core.building import BuildingLayer
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import JaxLayerError
 from jaxlayer_core.leaving import PureModel
-from jaxlayer_core.program import Program, export_program
+from jaxlayer_core.program import CallKind, Program, export_program
 from jaxlayer_core.runner import Writes
 from jaxlayer_core.structure import CallStructure, Packed, is_array, is_plain
 
@@ -327,12 +327,14 @@ class PureLayer(BuildingLayer):
             (7, 2)
         """
         dtype = self.compute_dtype if self._has_policy else None
-        forms = self._recorded.forms or ([self._built_form] if self._built_form else [])
-        export = functools.partial(export_program, self._methods, forms, self._params, self._state)
-        return self._recorded.once(
+        built, recorded = self._built_form, self._recorded
+        kinds = recorded.kinds or ([CallKind.of(built)] if built else [])
+        export = functools.partial(export_program, self._methods, kinds, self._params, self._state)
+        program = recorded.once(
             (dtype, self.autocast),
-            lambda: export(compute_dtype=dtype, casts_inputs=self.autocast),
+            lambda: export(built=built, compute_dtype=dtype, casts_inputs=self.autocast),
         )
+        return program.with_gaps(*recorded.gaps) if recorded.gaps else program
 
     # Options.
 

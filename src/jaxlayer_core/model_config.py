@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
+import warnings
 from typing import Any
 
 from jaxlayer_core import source
@@ -26,8 +28,15 @@ def describe(layer: PureLayer, made_of: Source) -> dict[str, Any]:
                 f"{type(layer).__name__} has a `call` of its own, which a program of its model "
                 "would lack."
             )
+        program = layer.to_program()
+        if lacks := program.shortcomings():
+            shown = "\n- ".join(textwrap.shorten(lack, 300) for lack in lacks)
+            warnings.warn(
+                f"The program that is saved for {layer.name} lacks something:\n- {shown}",
+                stacklevel=2,
+            )
         options = PureLayer.get_config(layer)
-        return ProgramLayer.config_of(type(layer).__name__, options, layer.to_program())
+        return ProgramLayer.config_of(type(layer).__name__, options, program)
 
     return made_of.get_config(as_program if layer.built else None, always=layer.save_program)
 

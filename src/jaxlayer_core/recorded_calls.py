@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from jaxlayer_core.calls import CallForm
-from jaxlayer_core.specs import ArraySpec
+from jaxlayer_core.program.kinds import CallKind
 from jaxlayer_core.structure import CallStructure
 
 T = TypeVar("T")
@@ -20,10 +19,14 @@ class RecordedCalls:
     """Calls by structure, number of dimensions and dtypes; dimensions that vary are unknown.
 
     Neither a list nor an object of Keras, and so not tracked: it changes inside of traces.
+
+    Attributes:
+        dropped: how many calls were of a kind that is not kept, as there were too many kinds.
     """
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[CallStructure, tuple[object, ...]], CallForm] = {}
+        self.dropped = 0
+        self._kinds: dict[tuple[CallStructure, tuple[object, ...]], CallKind] = {}
         self._made: dict[Hashable, Any] = {}
 
     def add(self, form: CallForm) -> None:
@@ -31,29 +34,33 @@ class RecordedCalls:
         if not form.structure.is_cacheable:
             return
         key = (form.structure, tuple((len(spec.shape), spec.dtype) for spec in form.specs))
-        known = self._forms.get(key)
-        if known is None and len(self._forms) < _MOST:
-            self._forms[key] = form.without_values()
-            self._made.clear()
-        elif known is not None and known.specs != form.specs:
-            specs = tuple(map(_common, known.specs, form.specs))
-            self._forms[key] = dataclasses.replace(known, specs=specs)
+        known = self._kinds.get(key)
+        if known is None and len(self._kinds) == _MOST:
+            self.dropped += 1
+            return
+        kind = CallKind.of(form) if known is None else known.with_call(form.specs)
+        if kind is not known:
+            self._kinds[key] = kind
             self._made.clear()
 
     @property
-    def forms(self) -> list[CallForm]:
+    def kinds(self) -> list[CallKind]:
         """The kinds of calls, in the order in which they were first made."""
-        return list(self._forms.values())
+        return list(self._kinds.values())
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is not in a program of these calls, as there were too many kinds."""
+        if not self.dropped:
+            return []
+        return [
+            f"{self.dropped} calls of further kinds (other methods, static arguments, dtypes or "
+            f"numbers of dimensions): the first {_MOST} kinds of calls are kept"
+        ]
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` makes of the calls, kept until there is a new kind of call."""
+        """What `make` makes of the calls, kept until a call says something new."""
         if key not in self._made:
             self._made[key] = make()
         made: T = self._made[key]
         return made
-
-
-def _common(one: ArraySpec, other: ArraySpec) -> ArraySpec:
-    """The spec that both have, with None where they differ."""
-    dims = zip(one.shape, other.shape, strict=True)
-    return ArraySpec(tuple(a if a == b else None for a, b in dims), one.dtype)

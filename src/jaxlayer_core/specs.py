@@ -40,6 +40,10 @@ class ArraySpec:
         shape = tuple(next(replacements) if d is None else d for d in self.shape)
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
+    def with_size(self, size: int) -> ArraySpec:
+        """The spec with one size for all of its unknown dimensions."""
+        return ArraySpec(tuple(size if dim is None else dim for dim in self.shape), self.dtype)
+
 
 Fill = list[list[Any]]
 """For each spec, the sizes of its unknown dimensions."""
@@ -68,7 +72,8 @@ _SHARINGS: tuple[Callable[[int, int], str], ...] = (
 _LEAST = (1, 2, 16)
 SIZES = (2, 3, 4, 8, 16, 32, 1)
 """Concrete sizes worth trying, the least special first."""
-_PROBES = ((2, 3), (3, 5), (4, 8), (8, 16), (16, 32))
+PROBES = ((2, 3), (3, 5), (4, 8), (8, 16), (16, 32))
+"""Pairs of sizes; a size in which the results for both differ is unknown."""
 
 
 def symbolic_fills(
@@ -160,7 +165,7 @@ def infer(fn: Callable[[list[Any]], Any], specs: Sequence[ArraySpec]) -> Any:
             # The next rung assumes more. If no concrete size works either, it is not the
             # ladder that fails but the model, and `_accepted_size` raises its own error.
             size = size or _accepted_size(fn, specs)
-    for sizes in _PROBES:
+    for sizes in PROBES:
         try:
             one, other = (_evaluate(fn, specs, _constant(specs, size)) for size in sizes)
             merged = jax.tree.map(_merge, one, other)

@@ -355,3 +355,12 @@ def test_this_file_is_no_place_to_import_from():
     """The tests above rest on it: their models are closures."""
     assert "<locals>" in local_module().module.__class__.__qualname__
     assert pathlib.Path(__file__).name == "test_portable.py"
+
+
+def test_what_a_program_lacks_is_said_when_it_is_saved(tmp_path):
+    def forward(x):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 0, lambda x: x + 1, hk.Linear(2)(x))
+
+    model = keras.Sequential([keras.Input((3,)), HaikuLayer(forward)])
+    with pytest.warns(UserWarning, match=r"(?s)lacks something.*gradient"):
+        model.save(tmp_path / "model.keras")

@@ -38,6 +38,11 @@ class Form:
         """The same with None for what is open, as Keras shows it."""
         return ArraySpec(tuple(d if isinstance(d, int) else None for d in self.shape), self.dtype)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a size that a name stands for."""
+        return any(isinstance(size, str) for size in self.shape)
+
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.spec.shape)}"
 

@@ -57,6 +57,25 @@ class Call:
         alike = self.is_like(other.method, other.training, other.arguments)
         return alike and self.ordered(other.arguments, other.inputs) == list(self.inputs)
 
+    def is_variant(self, other: Call) -> bool:
+        """Whether another call differs from this one in nothing but sizes."""
+        if not self.is_like(other.method, other.training, other.arguments):
+            return False
+        pairs = zip(self.inputs, self.ordered(other.arguments, other.inputs), strict=True)
+        return all((one.dtype, len(one.shape)) == (two.dtype, len(two.shape)) for one, two in pairs)
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether its inputs have any size that a caller could want to change."""
+        nodes = (node for _, node in self.arguments.walk() if node.kind in ("array", "key"))
+        pairs = zip(nodes, self.inputs, strict=True)
+        return any(node.kind == "array" and form.shape for node, form in pairs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes more than one size."""
+        return any(form.is_open for form in self.inputs)
+
     def ordered(self, arguments: Node, arrays: Sequence[Any]) -> list[Any]:
         """The arrays of a call like this one in the order of this one."""
         by_path = dict(zip(arguments.arrays, arrays, strict=True))

@@ -19,12 +19,16 @@ from jax.interpreters import partial_eval
 from jaxlayer_core import dependencies, specs
 from jaxlayer_core.errors import ProgramError
 from jaxlayer_core.program import checking
-from jaxlayer_core.program.arrays import Form
+from jaxlayer_core.program.arrays import Form, fit
 from jaxlayer_core.program.blobs import Blob
 from jaxlayer_core.specs import ArraySpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a program is stored for, besides the platform that it is stored on."""
+
+
+NOT_DIFFERENTIABLE = "none of its arguments was differentiable"
+"""Why there is no gradient where nobody could want one."""
 
 
 class Rung(NamedTuple):
@@ -37,6 +41,10 @@ class Rung(NamedTuple):
 
     inputs: list[jax.ShapeDtypeStruct]
     least: int
+
+    def takes(self, inputs: Sequence[ArraySpec]) -> bool:
+        """Whether it has room for inputs of these specs, in which sizes may be unknown."""
+        return fit(list(map(Form.of, self.inputs)), inputs, self.least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,7 @@ def store(
                 failure = error
                 continue
             if wants_gradient and not has:
-                no_gradient = "none of its arguments was differentiable"
+                no_gradient = NOT_DIFFERENTIABLE
             forms = tuple(map(Form.of, rung.inputs))
             return Stored(blob, kept, forms, rung.least, platforms, no_gradient)
     assert failure is not None
@@ -102,7 +110,10 @@ def store(
 
 
 def rungs(
-    inputs: Sequence[ArraySpec], batch: int | None, closed: Collection[int] = ()
+    inputs: Sequence[ArraySpec],
+    batch: int | None,
+    closed: Collection[int] = (),
+    seen: Sequence[Sequence[ArraySpec]] = (),
 ) -> Iterator[Rung]:
     """From sizes that are all open, as far as they may be, to those of the recorded call.
 
@@ -113,25 +124,40 @@ def rungs(
         inputs: specs of the recorded call.
         batch: its batch size, None if it is unknown.
         closed: numbers of the inputs whose sizes are never open.
+        seen: inputs of calls that were made. Open sizes may have to be the same only where they
+            were in all of these.
     """
-    seen: set[tuple[ArraySpec, ...]] = set()
+    done: set[tuple[ArraySpec, ...]] = set()
+    concrete = [call for call in seen if not any(None in spec.shape for spec in call)]
     for opens in (lambda size: True, lambda size: size == batch, lambda size: False):
         opened = tuple(
             spec if index in closed else _opened(spec, opens) for index, spec in enumerate(inputs)
         )
-        if opened in seen:
+        if opened in done:
             continue
-        seen.add(opened)
+        done.add(opened)
         if not any(None in spec.shape for spec in opened):
             yield Rung([spec.filled(()) for spec in opened], 1)
             continue
-        recorded = [
-            [size for size, now in zip(spec.shape, new.shape, strict=True) if now is None]
-            for spec, new in zip(inputs, opened, strict=True)
-        ]
-        for fill, least in specs.symbolic_fills(opened, recorded):
+        for fill, least in specs.symbolic_fills(opened, _sizes(opened, concrete or [inputs])):
             filled = [spec.filled(sizes) for spec, sizes in zip(opened, fill, strict=True)]
             yield Rung(filled, least)
+
+
+def _sizes(
+    opened: Sequence[ArraySpec], calls: Sequence[Sequence[ArraySpec]]
+) -> list[list[int | None]]:
+    """Numbers for the open sizes, the same for those that are the same in each of the calls."""
+    numbers: dict[tuple[int | None, ...], int] = {}
+
+    def number(index: int, axis: int) -> int | None:
+        sizes = tuple(call[index].shape[axis] for call in calls)
+        return None if None in sizes else numbers.setdefault(sizes, len(numbers))
+
+    return [
+        [number(index, axis) for axis, size in enumerate(spec.shape) if size is None]
+        for index, spec in enumerate(opened)
+    ]
 
 
 def _opened(spec: ArraySpec, opens: Callable[[int | None], bool]) -> ArraySpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +13,18 @@ from jaxlayer_core import rng
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import NotExpressibleError
 from jaxlayer_core.initialization import init_function
+from jaxlayer_core.paths import Path
 from jaxlayer_core.program import exporting, signatures, trees
+from jaxlayer_core.program.arrays import cast, is_castable
 from jaxlayer_core.program.calls import Call
 from jaxlayer_core.program.exporting import Rung, Stored
+from jaxlayer_core.program.kinds import CallKind, Specs
 from jaxlayer_core.program.method import method_name
 from jaxlayer_core.program.trees import Node
 from jaxlayer_core.pure import Annotated, Arguments, PureModule, PyTree
 from jaxlayer_core.serialization import encode
 from jaxlayer_core.signature import CallSignature
+from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.structure import KeyData, Static, is_array
 from jaxlayer_core.variables import VariableTree
 
@@ -43,13 +47,25 @@ class _Recorded:
         self._order = [int(np.ravel(marker)[-1]) for marker in marked]
         self._results: Node | None = None
 
-    def ladder(self) -> list[Rung]:
-        """What the inputs, in the order of the arguments' tree, may be."""
-        specs = [self._form.specs[i] for i in self._order]
+    def ordered(self, specs: Specs) -> list[ArraySpec]:
+        """Specs of a recorded call in the order of the arguments' tree."""
+        return [specs[i] for i in self._order]
+
+    def ladder(self, kind: CallKind, wanted: Specs | None = None) -> list[Rung]:
+        """What the inputs, in the order of the arguments' tree, may be.
+
+        Args:
+            kind: the recorded calls.
+            wanted: specs of a call that has to be taken; None to be as general as all of them.
+        """
         kinds = [k for k in self._form.structure.leaves if not isinstance(k, Static)]
         keys = [number for number, i in enumerate(self._order) if isinstance(kinds[i], KeyData)]
-        batch = next((spec.shape[0] for spec in self._form.specs if spec.shape), None)
-        return list(exporting.rungs(specs, batch, keys))
+        seen = list(map(self.ordered, kind.seen))
+        found: list[Rung] = []
+        for specs in dict.fromkeys([kind.form.specs] if wanted is None else kind.openings(wanted)):
+            batch = next((spec.shape[0] for spec in specs if spec.shape), None)
+            found += exporting.rungs(self.ordered(specs), batch, keys, seen)
+        return [rung for rung in found if wanted is None or rung.takes(self.ordered(wanted))]
 
     def _inputs(self, arrays: Sequence[Any]) -> list[Any]:
         """Arrays in the order of the arguments' tree, in the order of the recorded call."""
@@ -149,13 +165,15 @@ class FlatInit(_Recorded):
     Args:
         module: the model; must have an `init`.
         form: the call that it is initialised for.
+        dtypes: those of the variables by path; what is made is cast to these.
 
     Attributes:
         axes: the mesh axes that the model asks for, per array.
     """
 
-    def __init__(self, module: PureModule, form: CallForm) -> None:
+    def __init__(self, module: PureModule, form: CallForm, dtypes: Mapping[Path, Any]) -> None:
         super().__init__(form, module.init_signature or module.signature, True)
+        self._dtypes = dtypes
         self._init = init_function(module, form.structure)
         self.axes: list[tuple[str | None, ...] | None] = []
 
@@ -174,7 +192,16 @@ class FlatInit(_Recorded):
             for (_, node), leaf in leaves
             if node.kind != "static"
         ]
-        return [jnp.asarray(result) for result in results]
+        return [
+            _cast(jnp.asarray(result), self._dtypes.get(path))
+            for path, result in zip(self._results.arrays, results, strict=True)
+        ]
+
+
+def _cast(array: jax.Array, dtype: Any) -> jax.Array:
+    """An array in the dtype of the variable that it is for, if it can be."""
+    is_for_it = dtype is not None and is_castable(array.dtype, dtype)
+    return cast(array, dtype) if is_for_it else array
 
 
 def _is_annotated(value: Any) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlayer_core.program.arrays import Form, fit
+from jaxlayer_core.program.arrays import Form, cast, fit
 from jaxlayer_core.program.calls import Call
 from jaxlayer_core.program.owned import Owned
 from jaxlayer_core.program.reading import Reader, broken
@@ -38,13 +38,13 @@ class Init:
     def inputs(self, arguments: Node, arrays: Sequence[Any]) -> list[Any] | None:
         """The arrays of its inputs among those of a call, or None if they do not fit it.
 
-        A call may lack what the initialisation does not use.
+        They get the dtypes that it was stored for. A call may lack what it does not use.
         """
         by_path = dict(zip(arguments.arrays, arrays, strict=True))
         found = zip(self.call.arguments.arrays, self.call.inputs, self.call.reads, strict=True)
         forms: list[Form] = []
         given: list[Any] = []
-        used: list[Any] = []
+        used: list[tuple[Any, Any]] = []
         for path, form, reads in found:
             if path not in by_path:
                 if reads:
@@ -52,8 +52,10 @@ class Init:
                 continue
             forms.append(form)
             given.append(by_path[path])
-            used += [by_path[path]] if reads else []
-        return used if fit(forms, given, self.call.least) else None
+            used += [(by_path[path], form.dtype)] if reads else []
+        if not fit(forms, given, self.call.least):
+            return None
+        return [cast(array, dtype) for array, dtype in used]
 
     def variables(self, results: Sequence[Any]) -> Variables:
         """The variables, of what the initialisation returned."""

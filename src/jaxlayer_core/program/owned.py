@@ -117,7 +117,7 @@ class Owned:
         arrays = tuple(map(Form.read, readers))
         if len(tree.arrays) != len(arrays):
             raise broken(reader.where, "has not as many arrays as its tree")
-        if any(isinstance(size, str) for form in arrays for size in form.shape):
+        if any(form.is_open for form in arrays):
             raise broken(reader.where, "has an array whose shape is open")
         return cls(tree, arrays, tuple(read_dtype(one, "compute") for one in readers))
 

@@ -11,7 +11,7 @@ import jax
 from jax import export
 
 from jaxlayer_core.errors import NotExpressibleError, ProgramError, SignatureError
-from jaxlayer_core.program import exporting, running, signatures, trees
+from jaxlayer_core.program import exporting, running, shortcomings, signatures, trees
 from jaxlayer_core.program.arrays import Form
 from jaxlayer_core.program.calls import Call, show
 from jaxlayer_core.program.initializing import Init
@@ -87,7 +87,8 @@ class Program:
         fitting = [call for call in alike if call.takes(call.ordered(node, arrays))]
         exact = [call for call in fitting if call.is_exact(call.ordered(node, arrays))]
         if found := exact or fitting:
-            return found[0]
+            # The open one is the first of them.
+            return next((call for call in found if call.no_gradient is None), found[0])
         wanted = _shown_call(name, training, node, arrays)
         if not alike:
             raise signatures.not_held(self.owner, wanted, self._shown())
@@ -140,6 +141,27 @@ class Program:
         exported = self.library.exported(call.blob)
         function = running.function(exported, self.owner, call.no_gradient)
         return function(*own, *key, *inputs)
+
+    def shortcomings(self) -> list[str]:
+        """What it cannot do that the model could: modes, gradients, sizes, platforms, calls.
+
+        Returns:
+            One sentence for each; none for a program that answers all calls that were made, for
+            any number of examples, on all platforms.
+
+        Example:
+            >>> import flax.linen as nn, jax.numpy as jnp
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2))
+            >>> outputs = layer(jnp.ones((4, 3)))
+            >>> layer.to_program().shortcomings()
+            []
+        """
+        return shortcomings.of(self.calls, self.gaps)
+
+    def with_gaps(self, *gaps: str) -> Program:
+        """The program, with more to tell of what is not in it."""
+        return dataclasses.replace(self, gaps=(*self.gaps, *gaps))
 
     def get_config(self) -> dict[str, Any]:
         """The program as JSON data."""
@@ -211,5 +233,4 @@ def _shown_call(name: str | None, training: bool, node: Node, arrays: Sequence[A
 
 
 def _at_least(call: Call) -> str:
-    is_open = any(isinstance(size, str) for form in call.inputs for size in form.shape)
-    return f", open sizes at least {call.least}" if is_open and call.least > 1 else ""
+    return f", open sizes at least {call.least}" if call.is_open and call.least > 1 else ""

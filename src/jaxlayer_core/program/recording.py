@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,47 +13,47 @@ import numpy as np
 
 from jaxlayer_core import keras_bridge
 from jaxlayer_core.calls import CallForm
-from jaxlayer_core.errors import MissingDependencyError, NotExpressibleError, ProgramError
+from jaxlayer_core.errors import ProgramError
 from jaxlayer_core.methods import Methods
+from jaxlayer_core.paths import Path
 from jaxlayer_core.program import exporting
+from jaxlayer_core.program.answering import answer
 from jaxlayer_core.program.blobs import Blob
 from jaxlayer_core.program.calls import Call
-from jaxlayer_core.program.exporting import Stored
-from jaxlayer_core.program.flattening import FlatCall, FlatInit
+from jaxlayer_core.program.flattening import FlatInit
 from jaxlayer_core.program.initializing import Init
+from jaxlayer_core.program.kinds import CallKind, kind_of
 from jaxlayer_core.program.library import KEY_DATA, Library
 from jaxlayer_core.program.method import Method, method_name
 from jaxlayer_core.program.owned import Owned
 from jaxlayer_core.program.program import Program
 from jaxlayer_core.program.versions import Versions
-from jaxlayer_core.pure import PureModule
+from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.variables import VariableTree
-
-WAY_OUT = (
-    "Give the model a config instead: make it of importable functions and modules, give its own "
-    "classes get_config() and from_config(), and load it with custom_objects={...}."
-)
 
 
 def export_program(
     methods: Methods,
-    forms: Sequence[CallForm],
+    kinds: Sequence[CallKind],
     params: VariableTree,
     state: VariableTree,
     *,
+    built: CallForm | None = None,
     compute_dtype: str | None = None,
     casts_inputs: bool = True,
 ) -> Program:
     """Makes the program of a model: the calls that it has seen, without its source.
 
     Each call is stored in training and in inference, for any batch size and on any platform if
-    the model allows that. The values of its variables are no part of it.
+    the model allows that. A call that was made and that this general one does not take, or has no
+    gradient for, is stored besides. The values of the variables are no part of it.
 
     Args:
         methods: the model.
-        forms: the calls. The first is the one that the model is initialised for.
+        kinds: the calls.
         params: its params.
         state: its state.
+        built: the call that its variables were made for, without any cast; None for the first.
         compute_dtype: what Keras casts floating params to in a call; None if it does not.
         casts_inputs: whether it casts floating inputs to that, too.
 
@@ -64,29 +65,24 @@ def export_program(
         MissingDependencyError: a package that storing needs is not installed.
     """
     owner = methods[None].signature.owner
-    if not forms:
+    if not kinds:
         raise ProgramError(
             f"{owner} cannot be stored as a program, because no call of it is known. Call the "
             "layer on data or on keras.Input(...) before saving it."
         )
     exporting.require_serializer()
-    if compute_dtype is not None and casts_inputs:
-        forms = [_cast(form, compute_dtype) for form in forms]
     exporter = _Exporter(methods, params, state, compute_dtype)
-    for form in forms:
-        exporter.add(form)
-    return exporter.program(forms[0])
+    for kind in kinds:
+        is_cast = compute_dtype is not None and casts_inputs
+        exporter.add(kind.map(functools.partial(_cast, dtype=compute_dtype)) if is_cast else kind)
+    form = built or kinds[0].form
+    return exporter.program(form, kind_of(kinds, form))
 
 
-def _cast(form: CallForm, dtype: str) -> CallForm:
-    """A call as the model sees it, its floating inputs cast."""
-    cast = tuple(
-        dataclasses.replace(spec, dtype=jnp.dtype(dtype))
-        if jnp.issubdtype(spec.dtype, np.floating)
-        else spec
-        for spec in form.specs
-    )
-    return dataclasses.replace(form, specs=cast)
+def _cast(spec: ArraySpec, dtype: str | None) -> ArraySpec:
+    """An input as the model sees it: floating ones are cast."""
+    is_cast = jnp.issubdtype(spec.dtype, np.floating)
+    return dataclasses.replace(spec, dtype=jnp.dtype(dtype)) if is_cast else spec
 
 
 class _Exporter:
@@ -120,57 +116,41 @@ class _Exporter:
         with self._casting():
             return kept, tree.specs()
 
-    def add(self, form: CallForm) -> None:
-        """Stores a call in both modes.
+    def add(self, kind: CallKind) -> None:
+        """Stores calls in both modes.
 
         Raises:
-            ProgramError: it cannot be stored in either.
+            ProgramError: none of them can be stored in either.
         """
-        method = form.structure.method
+        method = kind.form.structure.method
         with self._casting():
-            module = self._methods.settle_call(form, self._params, self._state)
+            module = self._methods.settle_call(kind.form, self._params, self._state)
         self._used[method_name(method)] = method
-        failures = []
-        for training in (False, True):
-            try:
-                self._add(module, form, training)
-            except MissingDependencyError:
-                raise
-            except Exception as error:
-                failures.append(_not_stored(self._owner, form, training, error))
-        if len(failures) == 2:
-            raise failures[0]
-        # One mode may be impossible for a call that is meant for the other.
-        self._gaps += map(str, failures)
-
-    def _add(self, module: PureModule, form: CallForm, training: bool) -> None:
-        call = FlatCall(module, form, training, self._params, self._state)
         own = [spec for owned in self._owned for spec in owned.seen()]
-        key = len(own)
-        stored = exporting.store(
-            call,
-            [*own, KEY_DATA],
-            call.ladder(),
-            droppable=lambda index: index == key,
-            gradient=True,
-        )
-        record = call.record(stored, stored.kept[key], stored.kept[key + 1 :])
-        if not any(known.is_same(record) for known in self._calls):
-            self._keep(stored)
-            self._calls.append(record)
+        modes = [
+            answer(module, kind, training, self._params, self._state, own)
+            for training in (False, True)
+        ]
+        if not any(mode.held for mode in modes):
+            raise modes[0].failures[0]
+        for mode in modes:
+            # One mode may be impossible for a call that is meant for the other.
+            self._gaps += map(str, mode.failures if mode.held else mode.failures[:1])
+            for stored, record in mode.held:
+                if not any(known.is_same(record) for known in self._calls):
+                    self._blobs[stored.blob.digest] = stored.blob
+                    self._calls.append(record)
 
-    def _keep(self, stored: Stored) -> None:
-        self._blobs[stored.blob.digest] = stored.blob
-
-    def _init(self, form: CallForm) -> Init | None:
+    def _init(self, form: CallForm, kind: CallKind) -> Init | None:
         """The initialisation, or None where there is none or it cannot be stored."""
         module = self._methods[form.structure.method]
         if module.init is None:
             return None
         try:
-            call = FlatInit(module, form)
+            call = FlatInit(module, form, self._dtypes())
+            ladder = call.ladder(kind, form.specs)
             stored = exporting.store(
-                call, [KEY_DATA], call.ladder(), droppable=lambda index: True, gradient=False
+                call, [KEY_DATA], ladder, droppable=lambda index: True, gradient=False
             )
         except Exception as error:
             # A model can do without: its variables are zeros until weights are loaded.
@@ -181,17 +161,26 @@ class _Exporter:
         if not init.makes(*self._owned):
             self._gaps.append("Its initialisation makes other variables than it has.")
             return None
-        self._keep(stored)
+        self._blobs[stored.blob.digest] = stored.blob
         return init
 
-    def program(self, form: CallForm) -> Program:
+    def _dtypes(self) -> dict[Path, Any]:
+        """Dtypes of the variables, by the paths of what an initialisation makes."""
+        return {
+            (part, *path): form.dtype
+            for part, owned in zip(("params", "state"), self._owned, strict=True)
+            for path, form in zip(owned.tree.arrays, owned.arrays, strict=True)
+        }
+
+    def program(self, form: CallForm, kind: CallKind) -> Program:
         """The program of all calls.
 
         Args:
             form: the call to initialise for.
+            kind: calls of which it is one, but for dtypes; what varies in them is left open.
         """
         params, state = self._owned
-        init = self._init(form)
+        init = self._init(form, kind)
         return Program(
             owner=self._owner,
             methods={name: Method.of(self._methods[m]) for name, m in self._used.items()},
@@ -202,15 +191,3 @@ class _Exporter:
             library=Library(self._owner, self._blobs, Versions.current()),
             gaps=tuple(self._gaps),
         )
-
-
-def _not_stored(owner: str, form: CallForm, training: bool, error: Exception) -> ProgramError:
-    shown = ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in form.specs)
-    name = method_name(form.structure.method) or "__call__"
-    mode = "training" if training else "inference"
-    what = "contains something that no data can express" * isinstance(error, NotExpressibleError)
-    return ProgramError(
-        f"The call {name}({shown}) of {owner} in {mode} cannot be stored as a program"
-        f"{what and ': it '}{what}: {type(error).__name__}: {error}\n{WAY_OUT}",
-        cause=error,
-    )
