@@ -14,7 +14,7 @@ import pytest
 from keras.src.saving import saving_lib
 
 from jaxlayer import JaxLayer
-from jaxlayer_core import StructureError, weight_index
+from jaxlayer_core import StructureError, matching, weight_index
 from jaxlayer_core.weight_index import ENTRY, Record, UnreadableError, pack, unpack
 
 from .kinds import LAYERS, LEAVES, X, model_of, trained
@@ -123,7 +123,13 @@ def test_all_dtypes_survive_in_npz(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in dir(ml_dtypes) if n.startswith(("float", "int", "ui"))]
+    "name",
+    [
+        name
+        for name in dir(ml_dtypes)
+        # JAX 0.6 does not know all of them.
+        if name.startswith(("float", "int", "ui")) and matching.is_number(np.dtype(name))
+    ],
 )
 def test_dtypes_that_keras_has_no_variables_of_are_stored_all_the_same(name):
     dtype = np.dtype(getattr(ml_dtypes, name))
