@@ -41,7 +41,7 @@ def describe(layer: PureLayer, made_of: Source) -> dict[str, Any]:
     return made_of.get_config(as_program if layer.built else None, always=layer.save_program)
 
 
-def restore(cls: type, config: dict[str, Any], model: str) -> Objects | ProgramLayer:
+def restore(cls: Any, config: dict[str, Any], model: str) -> Objects | ProgramLayer:
     """What `describe` has told.
 
     Args:
@@ -58,7 +58,7 @@ def restore(cls: type, config: dict[str, Any], model: str) -> Objects | ProgramL
         MissingDependencyError: a package is not installed, and there is no program.
         ConfigError: the config is broken.
     """
-    if model not in inspect.signature(cls).parameters or "source" not in config:
+    if model not in inspect.signature(cls.__init__).parameters or "source" not in config:
         for entry in ("source", "program"):
             config.pop(entry, None)
         return {}

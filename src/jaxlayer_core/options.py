@@ -32,19 +32,6 @@ def checked(cls: type, config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def take_flag(cls: type, config: dict[str, Any], name: str) -> bool | None:
-    """Takes a flag out of a config; None where there is none.
-
-    Raises:
-        ConfigError: it is neither True nor False.
-    """
-    if name not in config:
-        return None
-    value = config.pop(name)
-    _check_flag(cls, name, value)
-    return bool(value)
-
-
 def _flags(cls: type) -> set[str]:
     makers = (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base))
     return {
@@ -52,7 +39,7 @@ def _flags(cls: type) -> set[str]:
         for maker in makers
         if inspect.isfunction(maker)
         for parameter in inspect.signature(maker).parameters.values()
-        if parameter.annotation in ("bool", bool)
+        if parameter.annotation in ("bool", "bool | None", bool)
     }
 
 

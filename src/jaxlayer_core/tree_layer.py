@@ -34,12 +34,18 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         keep_float32: str | Iterable[str] = (),
         dtype: Any = None,
         autocast: bool = True,
+        has_policy: bool | None = None,
+        has_own_dtype: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        # A policy that the user chose casts; Keras' default one must not touch the model.
-        self._has_policy = dtype is not None or keras.config.dtype_policy().name != "float32"
-        # A global mixed policy says how to compute, not that every weight is float32.
-        self._has_own_dtype = dtype is not None
+        # A config has a dtype policy always; whether it was chosen, and where, it says apart.
+        if has_own_dtype is None:
+            # A global mixed policy says how to compute, not that every weight is float32.
+            has_own_dtype = dtype is not None
+        if has_policy is None:
+            # A policy that the user chose casts; Keras' default one must not touch the model.
+            has_policy = dtype is not None or keras.config.dtype_policy().name != "float32"
+        self._has_policy, self._has_own_dtype = has_policy, has_own_dtype
         self._rules = LeafRules(regularizers, constraints, keep_float32)
         self._freezing = Freezing()
         self._params = self._state = VariableTree((), None)
@@ -266,12 +272,6 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
         with errors.in_config_of(cls.__name__):
             config = options.checked(cls, config)
             steps = config.pop("freezing", ())
-            # Keras' config has a dtype policy always. Whether it was chosen, and where, decides.
-            has_policy = options.take_flag(cls, config, "has_policy")
-            has_own_dtype = options.take_flag(cls, config, "has_own_dtype")
             layer: TreeLayer = super().from_config(config)
-            if has_policy is not None:
-                layer._has_policy, layer._has_own_dtype = has_policy, bool(has_own_dtype)
-                layer.autocast = layer._autocast and has_policy
             layer._freezing.replay(steps)
         return layer

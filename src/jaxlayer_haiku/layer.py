@@ -19,6 +19,8 @@ _LAYER_OPTIONS = {
     "constraints",
     "copy_variables",
     "dtype",
+    "has_own_dtype",
+    "has_policy",
     "input_dim",
     "input_shape",
     "keep_float32",

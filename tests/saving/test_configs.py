@@ -361,3 +361,13 @@ def test_the_old_format_keeps_the_program(tmp_path):
         loaded = keras.saving.deserialize_keras_object(config)
     loaded.set_weights(model.layers[0].get_weights())
     np.testing.assert_allclose(loaded(X), model.layers[0](X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_given_params_keep_their_dtype(dtype, tmp_path):
+    layer = JaxLayer(importable.call_fn, params={"w": np.ones((3, 2), jnp.dtype(dtype))})
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.save(tmp_path / "model.keras")
+    with trusting(HERE):
+        (loaded,) = keras.models.load_model(tmp_path / "model.keras").layers
+    assert loaded.params["w"].dtype == dtype
