@@ -271,6 +271,7 @@ def _called(subject: Subject, layer: Any, training: bool) -> dict[str, Any]:
     return {"outputs": outputs, "losses": layer.losses, "state": variables_of(layer)}
 
 
+@pytest.mark.filterwarnings("ignore:The program that is saved for")  # it takes the sizes seen only
 def test_config(subject):
     """The layer's config, as JSON, makes the same layer."""
     layer = subject.fresh()
