@@ -27,7 +27,7 @@ from .cases import Case, leaves_of, split
 from .native import Native, loss_of
 
 CASES = [*haiku_cases.CASES, *linen_cases.CASES, *pypi_cases.CASES]
-SAMPLED = {"gradients", "fit", "program"}
+SAMPLED = {"gradients", "fit", "config", "program"}
 """Properties that all but the samples leave to the full run."""
 SEED = 7
 STEPS = 5
