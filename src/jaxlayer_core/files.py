@@ -93,7 +93,9 @@ def _clean(path: Path) -> None:
             remove(backup(path))
         else:
             os.rename(backup(path), path)
-    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}")
+    # A library may first write to a temporary of its own beside ours, as Orbax does.
+    own = r"(?:\.orbax-checkpoint-tmp.*)?"
+    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}{own}")
     for file in path.parent.iterdir():
         written = name.fullmatch(file.name)
         if written and _is_abandoned(file, written[1], int(written[2])):
