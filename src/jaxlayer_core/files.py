@@ -93,9 +93,8 @@ def _clean(path: Path) -> None:
             remove(backup(path))
         else:
             os.rename(backup(path), path)
-    # A library may first write to a temporary of its own beside ours, as Orbax does.
-    own = r"(?:\.orbax-checkpoint-tmp.*)?"
-    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}{own}")
+    # A library may first write beside our temporary, under a longer name.
+    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}(?:\..*)?")
     for file in path.parent.iterdir():
         written = name.fullmatch(file.name)
         if written and _is_abandoned(file, written[1], int(written[2])):
