@@ -16,10 +16,11 @@ from jaxlayer_core import backends, paths, specs
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.leaves import Pending
+from jaxlayer_core.packed import Packed
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, Arguments, PureModule, PyTree, Variables
 from jaxlayer_core.specs import ArraySpec
-from jaxlayer_core.structure import CallStructure, Packed
+from jaxlayer_core.structure import CallStructure
 from jaxlayer_core.variables import Slot, VariableTree, is_leaf
 
 InitFunction = Callable[[Any, Sequence[Any]], Packed]

@@ -12,11 +12,12 @@ from jaxlayer_core import backends, rng, specs
 from jaxlayer_core.beside import sort
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.methods import Methods
+from jaxlayer_core.packed import Packed, only_arrays
 from jaxlayer_core.pure import Arguments, PureModule
 from jaxlayer_core.remat import Rematerialization
 from jaxlayer_core.roles import Role
 from jaxlayer_core.specs import ArraySpec
-from jaxlayer_core.structure import CallStructure, Packed, only_arrays
+from jaxlayer_core.structure import CallStructure
 from jaxlayer_core.variables import VariableTree
 
 Writes = Literal["all", "inference", "none"]
