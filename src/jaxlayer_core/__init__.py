@@ -14,10 +14,13 @@ from jaxlayer_core.errors import (
     CheckpointError,
     ConfigError,
     JaxLayerError,
+    LayoutError,
+    LayoutWarning,
     MissingDependencyError,
     ModuleError,
     NotExpressibleError,
     PatternError,
+    ProcessWarning,
     ProgramError,
     SignatureError,
     StructureError,
@@ -25,14 +28,17 @@ from jaxlayer_core.errors import (
 )
 from jaxlayer_core.files import replacing
 from jaxlayer_core.functions import JaxLayer
+from jaxlayer_core.layout_rules import check_layout_map, layout_map_from
 from jaxlayer_core.leaving import PureModel, to_pure
 from jaxlayer_core.loading import load_weights
 from jaxlayer_core.module_layer import ModuleLayer, as_layer
+from jaxlayer_core.processes import gather_predictions
 from jaxlayer_core.program_layer import ProgramLayer
 from jaxlayer_core.pure import Annotated, Arguments, Outcome, PureModule, Variables
 from jaxlayer_core.registry import register_adapter, unregister_adapter
 from jaxlayer_core.rng import key_from_seed, stream_key
 from jaxlayer_core.roles import Policy, Role
+from jaxlayer_core.scanned_steps import scan_steps
 from jaxlayer_core.seeds import keep_seeds
 from jaxlayer_core.serialization import distrust, trust, trusting
 from jaxlayer_core.signature import CallSignature
@@ -51,6 +57,8 @@ __all__ = [
     "ConfigError",
     "JaxLayer",
     "JaxLayerError",
+    "LayoutError",
+    "LayoutWarning",
     "MissingDependencyError",
     "ModuleError",
     "ModuleLayer",
@@ -58,6 +66,7 @@ __all__ = [
     "Outcome",
     "PatternError",
     "Policy",
+    "ProcessWarning",
     "ProgramError",
     "ProgramLayer",
     "PureModel",
@@ -68,12 +77,16 @@ __all__ = [
     "TrustError",
     "Variables",
     "as_layer",
+    "check_layout_map",
     "distrust",
+    "gather_predictions",
     "keep_seeds",
     "key_from_seed",
+    "layout_map_from",
     "load_weights",
     "register_adapter",
     "replacing",
+    "scan_steps",
     "stream_key",
     "to_pure",
     "trust",

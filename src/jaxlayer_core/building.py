@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -10,22 +10,27 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import backends, calls, initialization, rng, roles
+from jaxlayer_core import backends, calls, initialization, layouts, memory, rng, roles
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.eager import EagerCalls
-from jaxlayer_core.errors import ConfigError, JaxLayerError, PatternError
+from jaxlayer_core.errors import BuildError, ConfigError, JaxLayerError, PatternError
 from jaxlayer_core.methods import Methods
-from jaxlayer_core.pure import PureModule, PyTree
+from jaxlayer_core.paths import Path
+from jaxlayer_core.pure import PureModule, PyTree, Variables
 from jaxlayer_core.recorded_calls import RecordedCalls
 from jaxlayer_core.remat import Rematerialization
 from jaxlayer_core.roles import Role
 from jaxlayer_core.runner import Runner
 from jaxlayer_core.storing import StoringLayer
+from jaxlayer_core.variables import VariableTree
 
 _BUILDING: ContextVar[tuple[Any, CallForm | None]] = ContextVar("building", default=(None, None))
 """The layer whose first call is in progress, and that call.
 
 Not an attribute of the layer: with NNX enabled, attributes cannot be set inside a trace."""
+
+_NOTHING = VariableTree((), jax.tree.structure(None))
+"""No variables given."""
 
 
 class BuildingLayer(StoringLayer):
@@ -108,7 +113,8 @@ class BuildingLayer(StoringLayer):
         failures: list[JaxLayerError] = []
         for form in forms:
             try:
-                self._build_for(form)
+                with memory.collection_paused():
+                    self._build_for(form)
             except PatternError:
                 raise
             except JaxLayerError as error:
@@ -118,16 +124,61 @@ class BuildingLayer(StoringLayer):
         raise failures[0]
 
     def _build_for(self, form: CallForm) -> None:
+        for variable in self.variables:  # the layer may be older than the distribution
+            layouts.follow_distribution(variable)
         if self._init_key is not None:
-            with self._explained("initialise", form):
-                module = self._methods.settle_init(form, self._init_key)
-                given = (self._params, self._state)
-                params, state = initialization.plan(module, form, self._init_key, given)
-            self._set_variables(params, state, owner=self.path or self.name, complete=True)
+            params, state = self._plan(form, (self._params, self._state))
+            self._set_variables(params, state, owner=self._owner, complete=True)
+        layouts.check_rules_of(self._owner, [*self._params.names, *self._state.names])
         if self._state_policy:
             self._check_state_policy(form)
         self._ensure_metrics(form)
         self._built_form = form.without_values()
+
+    @property
+    def scopes(self) -> tuple[Path, Path]:
+        """Names before the paths of params and of state."""
+        return self._methods[None].scopes
+
+    @property
+    def _owner(self) -> str:
+        """What the paths of the variables begin with."""
+        return self.path or self.name
+
+    def plan(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: Sequence[VariableTree] = (_NOTHING, _NOTHING),
+    ) -> Variables:
+        """Params and state of the model's own init as `Pending` leaves; nothing is allocated.
+
+        Args:
+            args: what the layer is called with; without any, the call that it was built for.
+            kwargs: likewise.
+            given: variables that exist.
+
+        Raises:
+            BuildError: the layer is not built, and there are no arguments.
+        """
+        if args or kwargs:
+            form = CallForm.read(args, kwargs, None, self._unpack_inputs)
+        elif self._built_form is not None:
+            form = self._built_form
+        else:
+            raise BuildError(
+                f"The variables of {self.name} are not known before it is built. Give what it will "
+                "be called with, such as jax.ShapeDtypeStruct((8, 16), 'float32'), or call it on "
+                "keras.Input(...) before."
+            )
+        return self._plan(form, given)
+
+    def _plan(self, form: CallForm, given: Sequence[VariableTree]) -> Variables:
+        if self._init_key is None:
+            return Variables(*(tree.slots for tree in given))
+        with self._explained("initialise", form):
+            module = self._methods.settle_init(form, self._init_key)
+            return initialization.plan(module, form, self._init_key, given, self._owner)
 
     def _check_state_policy(self, form: CallForm) -> None:
         """Refuses entries of the user's that mean nothing."""

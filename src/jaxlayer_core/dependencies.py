@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxlayer_core.errors import MissingDependencyError
 
-EXTRAS = {name: name for name in ("haiku", "flax", "safetensors", "orbax")}
+EXTRAS = {name: name for name in ("haiku", "flax", "equinox", "optax", "safetensors", "orbax")}
 """Packages that an extra of jaxlayer installs, and that extra."""
 
 

@@ -45,6 +45,18 @@ class StructureError(JaxLayerError):
     """A tree of params or state has another structure, shape or dtype than expected."""
 
 
+class LayoutError(JaxLayerError):
+    """A variable cannot be split over the devices of a mesh in the way that was asked for."""
+
+
+class LayoutWarning(UserWarning):
+    """A rule for layouts is for no variable."""
+
+
+class ProcessWarning(UserWarning):
+    """Something will not work in several processes in the way that was asked for."""
+
+
 class BuildError(JaxLayerError, NotImplementedError):
     """The layer cannot be built, or its output cannot be inferred, from what is known so far.
 

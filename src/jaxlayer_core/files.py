@@ -21,10 +21,12 @@ _numbers = itertools.count()
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path; what is written there replaces `path` when the block ends.
 
-    The temporary is in the same folder and its name ends as that of `path`, so that code which
-    looks at the suffix does the same as it would there. It may become a file or a folder. It is
-    forced to the disk before it gets its name. If the block raises, it is removed and `path`
-    stays as it was; if the process is killed, the next `replacing` of the same path removes it.
+    The temporary has the name of `path`, so that code which looks at the suffix does the same as
+    it would there, in a hidden folder of its own beside `path`, where a library may keep further
+    temporaries. It may become a file or a folder. A file gets the permissions of the old one, or
+    of any new file, whatever the library gave it. It is forced to the disk before it moves. If
+    the block raises, the hidden folder is removed and `path` stays as it was; if the process is
+    killed, the next `replacing` of the same path removes it.
 
     A file is replaced in one step. A folder cannot be: the old one steps aside as `backup(path)`
     for the moment between two renames, and `current` finds it there.
@@ -49,13 +51,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     _clean(path)
-    temporary = path.with_name(f".tmp.{_HOST}.{os.getpid()}.{next(_numbers)}.{path.name}")
+    folder = path.with_name(f".tmp.{_HOST}.{os.getpid()}.{next(_numbers)}.{path.name}")
+    folder.mkdir()
+    temporary = folder / path.name
     try:
         yield temporary
+        if temporary.is_file():  # safetensors 0.8 makes files that only their owner can read
+            like, mask = (path, 0o777) if path.is_file() else (folder, 0o666)
+            temporary.chmod(like.stat().st_mode & mask)
         _sync_all(temporary)
         _put(temporary, path)
     finally:
-        remove(temporary)
+        remove(folder)
 
 
 def backup(path: Path) -> Path:
@@ -93,20 +100,20 @@ def _clean(path: Path) -> None:
             remove(backup(path))
         else:
             os.rename(backup(path), path)
-    # A library may first write beside our temporary, under a longer name.
-    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}(?:\..*)?")
-    for file in path.parent.iterdir():
-        written = name.fullmatch(file.name)
-        if written and _is_abandoned(file, written[1], int(written[2])):
-            remove(file)
+    name = re.compile(rf"\.tmp\.([^.]*)\.(\d+)\.\d+\.{re.escape(path.name)}")
+    for folder in path.parent.iterdir():
+        written = name.fullmatch(folder.name)
+        if written and _is_abandoned(folder, written[1], int(written[2])):
+            remove(folder)
 
 
-def _is_abandoned(file: Path, host: str, process: int) -> bool:
-    """Whether nobody writes a temporary any more."""
+def _is_abandoned(folder: Path, host: str, process: int) -> bool:
+    """Whether nobody writes in the folder of a temporary any more."""
     if host == _HOST and os.name == "posix":
         return not _is_running(process)
     with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-        return time.time() - file.stat().st_mtime > _ABANDONED
+        last = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
+        return time.time() - last > _ABANDONED
     return False
 
 

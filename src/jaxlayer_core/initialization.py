@@ -7,12 +7,12 @@ depend on, run when Keras asks for them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from jaxlayer_core import backends, paths, specs
+from jaxlayer_core import backends, layouts, paths, specs
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.leaves import Pending
@@ -42,7 +42,17 @@ def init_function(
         args, kwargs = structure.restore(arrays)
         signature = module.init_signature or module.signature
         arguments = signature.complete(args, {**kwargs, **(extra or {})}, training=True)
-        return Packed.of(module.init(key, Arguments(*arguments)))
+        try:
+            variables = module.init(key, Arguments(*arguments))
+        except Exception:
+            if layouts.active_mesh() is None:
+                raise
+            # A model that constrains shardings needs the mesh. Not from the start: under a mesh,
+            # annotated params may be constrained, too, also to axes that only other meshes have.
+            # What fails for another reason fails again, and says so.
+            with layouts.under_mesh():
+                variables = module.init(key, Arguments(*arguments))
+        return Packed.of(variables)
 
     return init
 
@@ -57,7 +67,11 @@ def shapes(module: PureModule, form: CallForm, key: jax.Array) -> Packed:
 
 
 def plan(
-    module: PureModule, form: CallForm, key: jax.Array, given: Sequence[VariableTree]
+    module: PureModule,
+    form: CallForm,
+    key: jax.Array,
+    given: Sequence[VariableTree],
+    owner: str,
 ) -> Variables:
     """Decides leaf by leaf where its first value comes from.
 
@@ -66,6 +80,7 @@ def plan(
         form: the call to initialise for.
         key: the key of the initialisation.
         given: params and state that the user gave; their trees are None where not given.
+        owner: path of the layer.
 
     Returns:
         Params and state; leaves are the `Slot`s of variables that exist, `Pending` for those
@@ -92,8 +107,14 @@ def plan(
     merged = Variables(
         *(_merge(module, tree.slots, need) for tree, need in zip(given, needs, strict=True))
     )
-    owner = module.signature.owner
-    return Variables(*(_fill(owner, tree, values, form) for tree in merged))
+    model = module.signature.owner
+    _check_shapes(model, merged, form)
+    return Variables(
+        *(
+            _fill((owner, *scope), tree, values)
+            for scope, tree in zip(module.scopes, merged, strict=True)
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +133,19 @@ class _Values:
         self._form = form.concrete()
         self._key = key
         self._program = program
-        self._wanted: set[int] = set()
-        self._results: list[Any] = []
+        self._wanted: dict[int, jax.sharding.Sharding | None] = {}
+        self._results: dict[int, jax.Array] = {}
 
-    def want(self, number: int) -> Callable[[], jax.Array]:
-        """Asks for one result; returns the function that gives it."""
-        self._wanted.add(number)
+    def want(
+        self, number: int, sharding: jax.sharding.Sharding | None
+    ) -> Callable[[jax.sharding.Sharding | None], jax.Array]:
+        """Asks for one result where it is to be; returns the function that gives it."""
+        self._wanted[number] = sharding
 
-        def result() -> jax.Array:
+        def result(sharding: jax.sharding.Sharding | None) -> jax.Array:
             if not self._results:
                 self._evaluate()
-            value: jax.Array = self._results[number]
-            return value
+            return self._results[number]
 
         return result
 
@@ -132,11 +154,8 @@ class _Values:
         with jax.core.eval_context():
             if self._program is None:
                 self._program, size = self._trace()
-            count = len(jax.tree.leaves(self._program.out))
             self._results = self._program.evaluate(
-                self._key,
-                lambda index: self._form.value(index, size),
-                [number in self._wanted for number in range(count)],
+                self._key, lambda index: self._form.value(index, size), self._wanted
             )
 
     def _trace(self) -> tuple[Any, int]:
@@ -199,8 +218,23 @@ def _check(owner: str, given: PyTree, needed: PyTree) -> None:
         )
 
 
-def _fill(owner: str, tree: PyTree, values: _Values, form: CallForm) -> PyTree:
-    """Replaces what is needed by pending values."""
+def _check_shapes(owner: str, trees: Iterable[PyTree], form: CallForm) -> None:
+    """Refuses variables whose shape nobody knows yet."""
+    for tree in trees:
+        for path, leaf in paths.flatten(tree, is_leaf=is_leaf)[0]:
+            needed = leaf.value if isinstance(leaf, Annotated) else leaf
+            if isinstance(needed, _Needed) and None in needed.spec.shape:
+                unknown = [spec.shape for spec in form.specs if None in spec.shape]
+                raise BuildError(
+                    f"The shape of `{paths.show(path)}` of {owner} depends on a dimension that is "
+                    f"not known: it would be {needed.spec.shape} for inputs of shape "
+                    f"{', '.join(map(str, unknown))}. Give the size: keras.Input(shape=...) or "
+                    "batch_shape=... without None there, or call the layer on data first."
+                )
+
+
+def _fill(scope: Path, tree: PyTree, values: _Values) -> PyTree:
+    """Replaces what is needed by pending values, asked for where the variables will be."""
 
     def pending(path: Path, leaf: Any) -> Any:
         axes = None
@@ -208,16 +242,9 @@ def _fill(owner: str, tree: PyTree, values: _Values, form: CallForm) -> PyTree:
             leaf, axes = leaf.value, leaf.axes
         if not isinstance(leaf, _Needed):
             return leaf
-        if None in leaf.spec.shape:
-            unknown = [spec.shape for spec in form.specs if None in spec.shape]
-            raise BuildError(
-                f"The shape of `{paths.show(path)}` of {owner} depends on a dimension that is "
-                f"not known: it would be {leaf.spec.shape} for inputs of shape "
-                f"{', '.join(map(str, unknown))}. Give the size: keras.Input(shape=...) or "
-                "batch_shape=... without None there, or call the layer on data first."
-            )
         spec = leaf.spec.filled(())
-        return Pending(spec, values.want(leaf.number), axes)
+        layout = layouts.layout_of("/".join((*scope, *path)), spec.shape, axes)
+        return Pending(spec, values.want(leaf.number, layouts.sharding_of(layout)), axes)
 
     named, treedef = paths.flatten(tree, is_leaf=is_leaf)
     return jax.tree_util.tree_unflatten(treedef, [pending(p, leaf) for p, leaf in named])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import jax
 import keras
 import optree
-from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.backend.common.masking import get_keras_mask as mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
@@ -20,16 +22,22 @@ __all__ = [
     "adopt",
     "autocast_scope",
     "earlier_loading_error",
+    "has_layout",
     "in_stateless_scope",
     "in_symbolic_scope",
     "is_foreign_trace",
     "is_idle",
     "is_in_step",
+    "is_of_keras",
+    "is_predicting",
     "is_reading_safely",
     "is_safe_mode",
     "is_skipping_mismatches",
+    "layout_map",
     "loading_failures",
     "mask",
+    "outside_of_scopes",
+    "place",
     "raw_value",
     "uniterable",
 ]
@@ -44,10 +52,52 @@ def is_idle() -> bool:
     return all(get_global_attribute(name) is None for name in _CONTEXTS)
 
 
+def has_layout(variable: keras.Variable) -> bool:
+    """Whether a variable was made under a distribution."""
+    return variable._layout is not None
+
+
+def place(variable: keras.Variable, layout: Any, value: jax.Array) -> None:
+    """Gives a variable a layout, and its value, which is there already."""
+    variable._layout = layout
+    with outside_of_scopes():
+        variable.assign(value)
+
+
+def layout_map() -> Any:
+    """The `LayoutMap` of the active distribution, or None."""
+    return getattr(get_global_attribute("distribution"), "_layout_map", None)
+
+
+@contextlib.contextmanager
+def outside_of_scopes() -> Iterator[None]:
+    """A block in which variables get their values at once, and not when a scope of Keras ends.
+
+    What Keras defers it runs under `jax.jit` if it is large and sharded, and a value made
+    outside of that would be a constant of the program.
+    """
+    scope = get_global_attribute("stateless_scope")
+    set_global_attribute("stateless_scope", None)
+    try:
+        yield
+    finally:
+        set_global_attribute("stateless_scope", scope)
+
+
 def is_foreign_trace(values: Any) -> bool:
     """Whether values are of a JAX trace in which Keras does not collect assignments."""
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
     return traced and not in_stateless_scope()
+
+
+def is_predicting() -> bool:
+    """Whether the caller is traced for Keras' `predict`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_of_keras(frame, "keras.src.backend.jax.trainer", "predict_step"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_in_step() -> bool:
@@ -178,5 +228,9 @@ def _loading_frames() -> list[FrameType]:
 
 
 def _is_loading(frame: FrameType, function: str) -> bool:
-    is_of_keras = frame.f_globals.get("__name__") == "keras.src.saving.saving_lib"
-    return is_of_keras and frame.f_code.co_name == function
+    return is_of_keras(frame, "keras.src.saving.saving_lib", function)
+
+
+def is_of_keras(frame: FrameType, module: str, function: str) -> bool:
+    """Whether a frame is a call of one of Keras' own functions."""
+    return frame.f_globals.get("__name__") == module and frame.f_code.co_name == function

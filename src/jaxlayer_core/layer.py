@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import keras
 
-from jaxlayer_core import calls, keras_bridge, rng
+from jaxlayer_core import calls, keras_bridge, processes, rng
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.errors import JaxLayerError
 from jaxlayer_core.leaving_layer import LeavingLayer
@@ -145,6 +145,7 @@ class PureLayer(LeavingLayer):
 
     def _run(self, form: CallForm, training: bool | None) -> Packed:
         """Runs the model, and writes what it draws, updates and loses."""
+        processes.warn_of_predict(self.name)
         method = form.structure.method
         arrays = [keras.ops.convert_to_tensor(value) for value in form.values]
         params, state = self._params.values(), self._state.values()

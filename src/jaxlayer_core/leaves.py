@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import rng
+from jaxlayer_core import keras_bridge, layouts, placing, rng
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated
 from jaxlayer_core.specs import ArraySpec, is_numeric
@@ -23,12 +24,12 @@ class Pending:
 
     Attributes:
         spec: shape and dtype.
-        value: computes the value.
+        value: computes the value where a sharding says, None being the default device.
         axes: mesh axes that the model asks for, or None.
     """
 
     spec: jax.ShapeDtypeStruct
-    value: Callable[[], jax.Array]
+    value: Callable[[jax.sharding.Sharding | None], jax.Array]
     axes: tuple[str | None, ...] | None = None
 
 
@@ -39,7 +40,7 @@ def zeros(tree: Any) -> Any:
         if not isinstance(leaf, ArraySpec):
             return leaf
         spec = leaf.filled(())
-        return Pending(spec, lambda: jax.numpy.zeros(spec.shape, spec.dtype))
+        return Pending(spec, lambda s: jax.numpy.zeros(spec.shape, spec.dtype, device=s))
 
     return jax.tree.map(pending, tree)
 
@@ -62,13 +63,19 @@ def to_pending(leaf: Any, copy: bool) -> Pending | None:
         leaf = leaf.value
     if isinstance(leaf, jax.Array):
         spec = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return Pending(spec, lambda: leaf.copy() if copy else leaf, axes)
+        return Pending(spec, functools.partial(_placed, leaf, copy), axes)
     if is_array(leaf):
         array = np.asarray(leaf)
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         spec = jax.ShapeDtypeStruct(array.shape, dtype)
-        return Pending(spec, lambda: jax.numpy.array(array, dtype), axes)
+        return Pending(spec, lambda s: placing.copy_of(array, s, dtype), axes)
     return None
+
+
+def _placed(array: jax.Array, copy: bool, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if copy:
+        return placing.copy_of(array, sharding)
+    return array if sharding is None else placing.moved(array, sharding)
 
 
 def as_data(pending: Pending) -> tuple[Pending, Any]:
@@ -82,7 +89,39 @@ def as_data(pending: Pending) -> tuple[Pending, Any]:
         return jax.random.key_data(key)
 
     spec = jax.eval_shape(data, pending.spec)
-    return Pending(spec, lambda: jax.random.key_data(pending.value())), found[0]
+
+    def value(sharding: jax.sharding.Sharding | None) -> jax.Array:
+        return _placed(data(pending.value(None)), copy=False, sharding=sharding)
+
+    return Pending(spec, value), found[0]
+
+
+@dataclasses.dataclass
+class AbstractVariable:
+    """A variable that is not made: what is known of it without a value.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype, by name.
+        layout: where the active distribution would put it; None without one.
+        overwrite_with_gradient: as of a Keras variable.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Any
+    overwrite_with_gradient: bool = False
+
+
+def to_abstract(
+    owner: str, path: Path, pending: Pending, *, float_dtype: str | None, **_: Any
+) -> AbstractVariable:
+    """What `to_variable` would make; takes the same arguments, and allocates nothing."""
+    own_dtype = jax.numpy.dtype(pending.spec.dtype)
+    real = jax.numpy.issubdtype(own_dtype, np.floating)
+    dtype = float_dtype if float_dtype is not None and real else own_dtype.name
+    layout = layouts.layout_of("/".join((owner, *path)), pending.spec.shape, pending.axes)
+    return AbstractVariable(tuple(pending.spec.shape), dtype, layout)
 
 
 def to_variable(
@@ -104,36 +143,27 @@ def to_variable(
         float_dtype: its dtype if it is floating; None for its own.
         autocast: whether Keras casts it for compute.
     """
-    own_dtype = jax.numpy.dtype(pending.spec.dtype)
-    real = jax.numpy.issubdtype(own_dtype, np.floating)
+    planned = to_abstract(owner, path, pending, float_dtype=float_dtype)
+    has_gradients = bool(jax.numpy.issubdtype(pending.spec.dtype, np.inexact))
 
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> jax.Array:
         # Keras may call this inside somebody's trace; the values must not become part of it.
         with jax.core.eval_context():
-            return jax.numpy.asarray(pending.value(), dtype)
+            return jax.numpy.asarray(pending.value(layouts.sharding_of(planned.layout)), dtype)
 
     with contextlib.ExitStack() as stack:
         for segment in path[:-1]:
             stack.enter_context(keras.name_scope(segment))
+        value: Any = initializer
+        if planned.layout is not None:
+            stack.enter_context(keras_bridge.outside_of_scopes())
+            value = initializer(planned.shape, planned.dtype)
         return keras.Variable(
-            initializer,
-            shape=pending.spec.shape,
-            dtype=float_dtype if float_dtype is not None and real else own_dtype.name,
-            trainable=trainable and bool(jax.numpy.issubdtype(own_dtype, np.inexact)),
+            value,
+            shape=planned.shape,
+            dtype=planned.dtype,
+            trainable=trainable and has_gradients,
             autocast=autocast,
-            layout=_layout("/".join((owner, *path)), pending.axes),
+            layout=planned.layout,
             name=path[-1] if path else "value",
         )
-
-
-def _layout(path: str, axes: tuple[str | None, ...] | None) -> Any:
-    """The sharding that the model's own annotation asks for, or None to let Keras decide.
-
-    A rule of the user's `LayoutMap` for the same path comes first.
-    """
-    distribution = keras.distribution.distribution()
-    if axes is None or distribution is None or distribution.get_tensor_layout(path) is not None:
-        return None
-    mesh = distribution.device_mesh
-    known = tuple(axis if axis in mesh.axis_names else None for axis in axes)
-    return keras.distribution.TensorLayout(known, mesh) if any(known) else None

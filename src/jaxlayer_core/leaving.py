@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
-from jaxlayer_core import paths
+from jaxlayer_core import layouts, paths
 from jaxlayer_core.errors import BuildError
 from jaxlayer_core.pure import Arguments, PureModule, PyTree
 from jaxlayer_core.rng import SEED_NAME
@@ -43,7 +43,8 @@ def call_fn(module: PureModule) -> Callable[..., tuple[PyTree, PyTree]]:
         **kwargs: Any,
     ) -> tuple[PyTree, PyTree]:
         arguments = Arguments(*module.signature.complete(args, kwargs, training))
-        outcome = module.call(params, state, rng, arguments, training)
+        with layouts.under_mesh():
+            outcome = module.call(params, state, rng, arguments, training)
         return outcome.outputs, _written(module, state, outcome.state, training)
 
     return call

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from jaxlayer_core import leaving
 from jaxlayer_core.building import BuildingLayer
+from jaxlayer_core.leaves import to_abstract
 from jaxlayer_core.leaving import PureModel
 from jaxlayer_core.program import CallKind, Program, export_program
+from jaxlayer_core.variables import VariableTree
 
 
 class LeavingLayer(BuildingLayer):
@@ -38,6 +41,56 @@ class LeavingLayer(BuildingLayer):
         """
         params, state = super().variables_tree()
         return PureModel(leaving.call_fn(self._methods[None]), params, state)
+
+    def to_abstract(self, *args: Any, **kwargs: Any) -> PureModel:
+        """The model as a pure function, with shapes in place of its variables.
+
+        Nothing is allocated, so a model that is larger than this machine can be laid out over
+        the mesh of a `keras.distribution`, lowered and compiled for it:
+        `jax.jit(call_fn).lower(params, state, key, x).compile().memory_analysis()`.
+
+        Args:
+            *args: what the layer is called with; `jax.ShapeDtypeStruct` or `keras.Input` will do.
+                A layer that is built needs none.
+            **kwargs: likewise.
+
+        Returns:
+            As `to_pure`; the leaves of params and state are `jax.ShapeDtypeStruct`s, with the
+            shardings that the variables have or would get under the active distribution.
+
+        Raises:
+            BuildError: the layer is not built and no arguments are given.
+            LayoutError: the distribution splits a variable in a way that is not possible.
+
+        Example:
+            >>> import flax.linen as nn, jax
+            >>> from jaxlayer_core import as_layer
+            >>> layer = as_layer(nn.Dense(2**20))
+            >>> x = jax.ShapeDtypeStruct((8, 2**20), "float32")
+            >>> call_fn, params, state = layer.to_abstract(x)
+            >>> params["params"]["kernel"].size * 4 // 2**30
+            4096
+            >>> jax.eval_shape(call_fn, params, state, jax.random.key(0), x)[0].shape
+            (8, 1048576)
+        """
+        params, state = self._abstract_trees(args, kwargs)
+        return PureModel(leaving.call_fn(self._methods[None]), params.structs, state.structs)
+
+    def _abstract_trees(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[VariableTree, VariableTree]:
+        if self._is_complete:
+            return self._params, self._state
+        params, state = self.plan(args, kwargs, (self._params, self._state))
+        module = self._methods[None]
+        return self._trees(
+            params,
+            state,
+            owner=self._owner,
+            scopes=module.scopes,
+            policy=module.policy,
+            make=to_abstract,
+        )
 
     @property
     def save_program(self) -> bool:

@@ -64,7 +64,11 @@ class Methods:
         if module.signature.hides_flags:
             program = _call_program(module, form, params, state)
             module = _with_signature(module, module.signature.discover(program))
-            self._made[method] = module
+        elif not module.has_modes:
+            if module.shows_modes() is None:
+                _call_program(module, form, params, state)({})
+            module = dataclasses.replace(module, has_modes=bool(module.shows_modes()))
+        self._made[method] = module
         return module
 
 

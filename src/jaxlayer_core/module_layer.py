@@ -44,6 +44,11 @@ class ModuleLayer(PureLayer):
     adapter_class: ClassVar[type[Adapter] | None] = None
     """The adapter whose models `as_layer` wraps in this class, for subclasses."""
 
+    @classmethod
+    def is_for(cls, adapter: Adapter) -> bool:
+        """Whether `as_layer` wraps the models of an adapter in this class."""
+        return cls.adapter_class is type(adapter)
+
     def __init__(
         self,
         module: Any,
@@ -57,7 +62,6 @@ class ModuleLayer(PureLayer):
         state_policy: Mapping[str, Role | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.module = module
         self.method = method
         self._training_arg = training_arg
         self._adapter_given = adapter
@@ -85,6 +89,14 @@ class ModuleLayer(PureLayer):
         if isinstance(adapter, type):
             parts["adapter"] = adapter
         self._source = Source(self.name, parts)
+
+    @property
+    def module(self) -> Any:
+        """The model, as it was given.
+
+        No attribute: with NNX enabled, an NNX module in one would be part of the layer.
+        """
+        return self._source.objects["module"]
 
     def get_config(self) -> dict[str, Any]:
         """Config with the model as Keras serialises it."""
@@ -147,8 +159,9 @@ def as_layer(module: Any, **options: Any) -> PureLayer:
     """Makes a Keras layer of a model, whatever its framework.
 
     Args:
-        module: a Flax module, a Haiku transform or module class, or an object of any
-            framework whose adapter is installed or registered.
+        module: a Flax or Equinox module, a Haiku transform or module class, an object of any
+            framework whose adapter is installed or registered, or a pair `(init, apply)` of
+            functions, see `jaxlayer_core.init_apply`.
         **options: of the layer; see `ModuleLayer`.
 
     Returns:
@@ -168,6 +181,6 @@ def as_layer(module: Any, **options: Any) -> PureLayer:
     if isinstance(given, Adapter):  # it may have options of its own, which a class would lose
         return ModuleLayer(module, adapter=given, **options)
     for cls in ModuleLayer.__subclasses__():
-        if cls.adapter_class is type(adapter):
+        if cls.is_for(adapter):
             return cls(module, **options)
     return ModuleLayer(module, adapter=adapter, **options)

@@ -8,7 +8,7 @@ model what it can do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -129,6 +129,8 @@ class PureModule:
         optional_groups: whether a top-level entry may be missing from the params or state
             that a user gives, and is then initialised.
         captures: whether its calls capture; they then return `(outputs, captured)`.
+        shows_modes: whether a trace has shown modes of which nothing else tells; None as long as
+            nothing was traced.
     """
 
     init: InitFn | None
@@ -140,3 +142,4 @@ class PureModule:
     scopes: tuple[tuple[str, ...], tuple[str, ...]] = (("params",), ("state",))
     optional_groups: bool = False
     captures: bool = False
+    shows_modes: Callable[[], bool | None] = lambda: False

@@ -1,4 +1,4 @@
-"""Who adapts this object: adapters registered here, and those that are installed.
+"""Who adapts this object: registered adapters, installed ones, and one for plain functions.
 
 An installed adapter is an entry point of the group `jaxlayer.adapters` whose name is the
 package of the framework it serves. It is matched with the modules in an object's MRO, so
@@ -15,10 +15,13 @@ from typing import Any
 from jaxlayer_core.adapter import Adapter
 from jaxlayer_core.dependencies import missing
 from jaxlayer_core.errors import AdapterError
+from jaxlayer_core.init_apply import InitApplyAdapter
 
 GROUP = "jaxlayer.adapters"
 
 _registered: list[Adapter] = []
+_LAST = InitApplyAdapter()
+"""Adapts what belongs to no framework."""
 
 
 def check(cls: Any, origin: str) -> type[Adapter]:
@@ -153,13 +156,15 @@ def resolve(obj: Any, adapter: str | Adapter | type[Adapter] | None = None) -> A
             f"Several installed adapters accept {_describe(obj)}: {names}. Choose one with "
             "adapter=..., giving its class, or uninstall the others."
         )
-    if not accepting:
-        raise AdapterError(_nobody(obj))
-    return accepting[0][1]
+    if accepting:
+        return accepting[0][1]
+    if not matches and _LAST.accepts(obj):
+        return _LAST
+    raise AdapterError(_nobody(obj))
 
 
 def _by_name(name: str) -> Adapter:
-    registered = [a for a in _registered if a.framework == name]
+    registered = [a for a in (*_registered, _LAST) if a.framework == name]
     if registered:
         return registered[0]
     entry_points = [e for e in installed() if e.name == name]

@@ -81,6 +81,10 @@ class Policy:
         """Whether any path may have this role."""
         return role is self._default or role in self._table.values()
 
+    def mentions(self, collection: str) -> bool:
+        """Whether an entry is about leaves of a collection."""
+        return any(pattern.startswith(f"{collection}/") for pattern in self._table)
+
     def extended(self, table: Mapping[str, Role | str] | None) -> Policy:
         """This policy, after entries that go first."""
         return Policy({**table, **self._without(table)}, self._default) if table else self

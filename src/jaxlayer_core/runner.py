@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import keras
 
-from jaxlayer_core import backends, rng, specs
+from jaxlayer_core import backends, layouts, rng, specs
 from jaxlayer_core.beside import sort
 from jaxlayer_core.calls import CallForm
 from jaxlayer_core.methods import Methods
@@ -74,7 +74,7 @@ class Runner:
         self, structure: CallStructure, training: bool, writes: Writes, remat: bool = False
     ) -> Any:
         """The compiled program of a call, which returns a `Result`."""
-        key = structure, training, writes, remat
+        key = structure, training, writes, remat, layouts.active_mesh()
         if structure.is_cacheable and key in self._programs:
             return self._programs[key]
         module = self._methods[structure.method]
@@ -137,13 +137,14 @@ class Runner:
             params: Sequence[Any], state: Sequence[Any], key: jax.Array, inputs: Sequence[Any]
         ) -> Result:
             arguments = structure.restore(inputs)
-            outcome = module.call(
-                self._params.restore(params),
-                self._state.restore(state),
-                key,
-                Arguments(*module.signature.complete(*arguments, training)),
-                training,
-            )
+            with layouts.under_mesh():
+                outcome = module.call(
+                    self._params.restore(params),
+                    self._state.restore(state),
+                    key,
+                    Arguments(*module.signature.complete(*arguments, training)),
+                    training,
+                )
             new_state = self._state.extract(outcome.state, owner)
             written = [v for v, write in zip(new_state, chosen, strict=True) if write]
             beside = sort(module.policy, outcome, self._state.paths, new_state)

@@ -49,6 +49,13 @@ FLAGS: Mapping[str, bool] = {
 }
 """Train flags: name to the value it has in training."""
 
+ATTRIBUTE_FLAGS: Mapping[str, bool] = {
+    name: in_training
+    for name, in_training in FLAGS.items()
+    if name not in ("use_dropout", "apply_dropout", "disable_dropout")
+}
+"""Those that are flags as an attribute, too: the others say what a model has, not what it does."""
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -71,6 +78,36 @@ def parse_training_arg(training_arg: str | Iterable[str] | None) -> dict[str, bo
         return None
     names = [training_arg] if isinstance(training_arg, str) else list(training_arg)
     return {name.removeprefix("not ").strip(): not name.startswith("not ") for name in names}
+
+
+def supply(
+    parameters: Iterable[inspect.Parameter],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    supplied: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Puts what a framework supplies, such as a key, among the arguments of a caller.
+
+    Args:
+        parameters: all that a function takes, in order.
+        args: positional arguments for those of them that are not supplied.
+        kwargs: keyword arguments, likewise.
+        supplied: values by name.
+
+    Returns:
+        The arguments to call the function with.
+
+    Example:
+        >>> parameters = inspect.signature(lambda x, key, y: None).parameters.values()
+        >>> supply(parameters, (1, 2), {}, {"key": 0})
+        ((1, 0, 2), {})
+    """
+    merged, rest = list(args), dict(supplied)
+    for place, parameter in enumerate(parameters):
+        is_next = parameter.kind in _POSITIONAL and len(merged) >= place
+        if parameter.name in rest and is_next:
+            merged.insert(place, rest.pop(parameter.name))
+    return tuple(merged), {**kwargs, **rest}
 
 
 def is_flag_value(value: Any) -> bool:
@@ -163,7 +200,8 @@ class CallSignature:
 
     def without(self, names: Iterable[str]) -> CallSignature:
         """The same signature with some flags left alone."""
-        kept = {k: v for k, v in self.flags.items() if k not in set(names)}
+        left_alone = set(names)
+        kept = {k: v for k, v in self.flags.items() if k not in left_alone}
         return dataclasses.replace(self, flags=kept)
 
     def stated_mode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool | None:

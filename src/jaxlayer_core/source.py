@@ -78,6 +78,11 @@ class Source:
         self._layer = layer
         self._kept = _Kept(dict(objects))
 
+    @property
+    def objects(self) -> Objects:
+        """What its class was made with."""
+        return self._kept.objects
+
     def get_config(
         self, make_program: Callable[[], dict[str, Any]] | None, always: bool
     ) -> dict[str, Any]:

@@ -25,6 +25,9 @@ class StoringLayer(TreeLayer):
 
         Args:
             store: Keras' store of the layer, or a dict.
+
+        Raises:
+            CheckpointError: other processes have parts of a variable.
         """
         weights.save(self._stored(), store)
 
@@ -136,15 +139,16 @@ class StoringLayer(TreeLayer):
             path: the file or folder; its suffix tells the format, see `load_variables`.
             format: name of the format, where the suffix does not tell.
             wait: False to write in the background while training goes on. The values are copied
-                first.
+                first. Not for Orbax in several processes, which have to meet.
 
         Returns:
             None; with `wait=False` a future. `future.result()` waits, and raises what went wrong.
 
         Raises:
             BuildError: the layer has no variables yet.
-            CheckpointError: there is no such format, it cannot hold a leaf, or what is at `path`
-                is no such checkpoint.
+            CheckpointError: there is no such format, it cannot hold a leaf, what is at `path`
+                is no such checkpoint, or several processes cannot save so: Orbax they write
+                together, other formats hold what each has whole.
             MissingDependencyError: a package that the format needs is not installed.
 
         Example:

@@ -13,12 +13,13 @@ from jaxlayer_core import errors, options, summary
 from jaxlayer_core.errors import BuildError, StructureError
 from jaxlayer_core.freezing import Freezing
 from jaxlayer_core.leaf_rules import LeafRules
+from jaxlayer_core.leaves import to_variable
 from jaxlayer_core.metrics import Reports
 from jaxlayer_core.paths import Path
 from jaxlayer_core.patterns import Pattern
 from jaxlayer_core.pure import PyTree, Variables
 from jaxlayer_core.roles import Policy
-from jaxlayer_core.variables import VariableTree
+from jaxlayer_core.variables import VariableTree, check_fits
 
 
 class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
@@ -119,18 +120,10 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             policy: roles of the leaves.
             complete: whether no more leaves will come.
         """
-        widened = self._has_own_dtype or self.variable_dtype != "float32"
-        create = functools.partial(
-            VariableTree.create, owner=owner, policy=policy, copy=self._copy_variables
+        check_fits(owner, params, state)
+        self._params, self._state = self._trees(
+            params, state, owner=owner, scopes=scopes, policy=policy
         )
-        self._params = create(
-            params,
-            scope=scopes[0],
-            trainable=True,
-            dtype=self.variable_dtype if self._has_policy and widened else None,
-            full_precision=self._rules.keeps_float32,
-        )
-        self._state = create(state, scope=scopes[1], trainable=False)
         if twice := sorted({*self._params.names} & {*self._state.names}):
             raise StructureError(
                 f"A leaf of the params and a leaf of the state of {self.name} are both called "
@@ -145,6 +138,32 @@ class TreeLayer(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
             self._rules.apply(dict(zip(self._params.names, self._params.variables, strict=True)))
             self._freezing.settle([*self._params.names, *self._state.names])
         self.trainable = self._trainable
+
+    def _trees(
+        self,
+        params: PyTree,
+        state: PyTree,
+        *,
+        owner: str,
+        scopes: tuple[Path, Path],
+        policy: Policy,
+        make: Callable[..., Any] = to_variable,
+    ) -> tuple[VariableTree, VariableTree]:
+        """The two trees with what `make` makes of each leaf, as `_create_variables` takes them."""
+        widened = self._has_own_dtype or self.variable_dtype != "float32"
+        create = functools.partial(
+            VariableTree.create, owner=owner, policy=policy, copy=self._copy_variables, make=make
+        )
+        return (
+            create(
+                params,
+                scope=scopes[0],
+                trainable=True,
+                dtype=self.variable_dtype if self._has_policy and widened else None,
+                full_precision=self._rules.keeps_float32,
+            ),
+            create(state, scope=scopes[1], trainable=False),
+        )
 
     # Freezing.
 

@@ -17,9 +17,9 @@ import jax
 import keras
 import numpy as np
 
-from jaxlayer_core import memory, paths, returned_state, rng
+from jaxlayer_core import layouts, memory, paths, returned_state, rng
 from jaxlayer_core.errors import PatternError
-from jaxlayer_core.leaves import Pending, as_data, to_pending, to_variable
+from jaxlayer_core.leaves import AbstractVariable, Pending, as_data, to_pending, to_variable
 from jaxlayer_core.paths import Path
 from jaxlayer_core.pure import Annotated, PyTree
 from jaxlayer_core.roles import Policy, Role
@@ -54,6 +54,21 @@ class Slot:
         return ArraySpec.of(jax.eval_shape(wrap, spec.filled(())))
 
 
+def check_fits(owner: str, *trees: PyTree) -> None:
+    """Refuses variables that this machine could not hold.
+
+    Args:
+        owner: path of the layer, for the error.
+        *trees: as `VariableTree.create` takes them.
+
+    Raises:
+        BuildError: they are larger than its memory.
+    """
+    leaves = [leaf for tree in trees for _, leaf in paths.flatten(tree, is_leaf=is_leaf)[0]]
+    new = [ArraySpec.of(leaf.spec) for leaf in leaves if isinstance(leaf, Pending)]
+    memory.check_fits(f"The variables of {owner}", new)
+
+
 def is_leaf(value: Any) -> bool:
     """Stops flattening at annotated leaves, at slots and at Keras variables."""
     return isinstance(value, Annotated | Pending | Slot | keras.Variable)
@@ -86,6 +101,7 @@ class VariableTree:
         dtype: str | None = None,
         full_precision: Callable[[str], bool] = lambda name: False,
         copy: bool = True,
+        make: Callable[..., Any] = to_variable,
     ) -> VariableTree:
         """Creates the variables, under the name scope that is open.
 
@@ -101,10 +117,9 @@ class VariableTree:
                 not cast for compute.
             copy: whether to copy arrays and the values of Keras variables. Keras donates
                 buffers while it trains, which would delete the user's own.
+            make: makes a variable, or an `AbstractVariable`.
         """
         named, treedef = paths.flatten(tree, is_leaf=is_leaf)
-        new = [leaf.spec for _, leaf in named if isinstance(leaf, Pending)]
-        memory.check_fits(f"The variables of {owner}", map(ArraySpec.of, new))
         slots = []
         for path, leaf in named:
             if isinstance(leaf, Slot):
@@ -131,7 +146,7 @@ class VariableTree:
             is_cast = trainable and not overwritten
             if full_precision("/".join(full)):
                 float_dtype, is_cast = "float32", False
-            variable = to_variable(
+            variable = make(
                 owner,
                 full,
                 pending,
@@ -199,6 +214,12 @@ class VariableTree:
         leaves = [s.static if s.variable is None else s.spec for s in self._slots]
         return jax.tree_util.tree_unflatten(self._treedef, leaves)
 
+    @property
+    def structs(self) -> PyTree:
+        """The pytree as `jax.ShapeDtypeStruct`s, with shardings where there are any."""
+        leaves = [s.static if s.variable is None else _struct(s) for s in self._slots]
+        return jax.tree_util.tree_unflatten(self._treedef, leaves)
+
     def values(self) -> list[jax.Array]:
         """Current values of the variables, cast for compute where Keras says so."""
         return [s.variable.value for s in self._dynamic]
@@ -245,3 +266,15 @@ class VariableTree:
             returned_state.check_shape(owner, slot.path, tuple(slot.variable.shape), value)
             values.append(jax.numpy.asarray(value))
         return values
+
+
+def _struct(slot: Slot) -> jax.ShapeDtypeStruct:
+    spec = slot.spec.filled(())
+    if slot.key_impl is not None:
+        return spec  # its data have another shape, which a sharding would be for
+    variable = slot.variable
+    if isinstance(variable, AbstractVariable):
+        sharding = layouts.sharding_of(variable.layout)
+    else:
+        sharding = variable.value.sharding
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from jaxlayer_core import matching, weight_index, weight_sources
-from jaxlayer_core.errors import StructureError
+from jaxlayer_core import matching, placing, processes, weight_index, weight_sources
+from jaxlayer_core.errors import CheckpointError, StructureError
 from jaxlayer_core.specs import ArraySpec
 from jaxlayer_core.weight_index import Record, UnreadableError
 from jaxlayer_core.weight_sources import Source
@@ -22,7 +22,18 @@ def save(variables: Mapping[str, keras.Variable], store: Any) -> None:
     Args:
         variables: by path, such as `params/Dense_0/kernel`.
         store: Keras' store of the layer, or a dict.
+
+    Raises:
+        CheckpointError: other processes have parts of a variable. Nothing is stored.
     """
+    for variable in variables.values():
+        if not processes.is_readable(variable.value):
+            raise CheckpointError(
+                f"`{variable.path}` is split over several processes, and Keras' files are "
+                "written by one, which can reach its own part only. All of them write an Orbax "
+                "folder together: keras.callbacks.OrbaxCheckpoint in `fit`, for the whole model, "
+                "or layer.save_variables('variables.orbax')."
+            )
     records = {}
     for path, variable in variables.items():
         value = keras.ops.convert_to_numpy(variable.value)
@@ -67,7 +78,7 @@ def load(
         )
     _check(layer, source, mismatch.matched)
     for path in mismatch.matched:
-        variables[path].assign(source.read(path))
+        _assign(variables[path], source.read(path))
     if mismatch:
         warnings.warn(
             f"The layer {layer!r} loaded {len(mismatch.matched)} of its {len(expected)} "
@@ -75,6 +86,14 @@ def load(
             UserWarning,
             stacklevel=2,
         )
+
+
+def _assign(variable: keras.Variable, value: Any) -> None:
+    """Gives a variable its value; one that is split gets it in its shards."""
+    present = variable.value
+    if not present.sharding.is_fully_replicated:
+        value = placing.copy_of(np.asarray(value), present.sharding, present.dtype)
+    variable.assign(value)
 
 
 def _check(layer: str, source: Source, paths: Iterable[str]) -> None:

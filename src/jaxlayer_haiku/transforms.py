@@ -127,7 +127,8 @@ def _from_multi(multi: Any, method: Any) -> Stateful:
         method = next(iter(named))
     choice = (
         f"This multi-transform has the methods {', '.join(named)}; choose one when making the "
-        "layer, method=..., or in a call, layer(x, method=...). A tuple's functions are numbered."
+        "layer, method=..., or in a call, layer(x, method=...)."
+        + (" A tuple's functions are numbered." if "0" in named else "")
     )
     if method is not None and str(method) not in named:
         raise SignatureError(f"There is no method {method!r}. {choice}")

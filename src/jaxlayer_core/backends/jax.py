@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import Var
 from jax.interpreters import partial_eval
+
+from jaxlayer_core.backends import sharded
 
 Arrays = Sequence[Any]
 
@@ -67,35 +69,42 @@ class InitProgram:
         self._program, self.out = jax.make_jaxpr(fn, return_shape=True)(key, list(inputs))
 
     def evaluate(
-        self, key: jax.Array, inputs: Callable[[int], Any], wanted: Sequence[bool]
-    ) -> list[jax.Array | None]:
+        self,
+        key: jax.Array,
+        inputs: Callable[[int], Any],
+        wanted: Mapping[int, jax.sharding.Sharding | None],
+    ) -> dict[int, jax.Array]:
         """Computes the wanted leaves.
 
         Args:
             key: the key.
             inputs: gives an input by its index; asked only for those that are needed.
-            wanted: which leaves of the result, in order.
+            wanted: which leaves of the result, by number, and where each is to be; None is
+                the default device. A leaf that is split is made in its shards.
 
         Returns:
-            The leaves, None where not wanted.
+            The leaves by number.
         """
-        jaxpr, needed = _live_part(self._program.jaxpr, wanted)
+        numbers = sorted(wanted)
+        jaxpr, needed = _live_part(self._program.jaxpr, numbers)
         # Nothing reads the inputs that are not needed.
         values = [inputs(i) if need else None for i, need in enumerate(needed[1:])]
         # Not `jax.ensure_compile_time_eval`: inside the operations that are compiled here, it
         # would make constants of whatever has no inputs, some as large as the weights.
         with jax.core.eval_context():
-            results = iter(jax.core.eval_jaxpr(jaxpr, self._program.consts, key, *values))
-        return [next(results) if want else None for want in wanted]
+            results = sharded.evaluate(
+                jaxpr, self._program.consts, [key, *values], [wanted[n] for n in numbers]
+            )
+        return dict(zip(numbers, results, strict=True))
 
 
-def _live_part(jaxpr: Any, wanted: Sequence[bool]) -> tuple[Any, list[bool]]:
+def _live_part(jaxpr: Any, wanted: Sequence[int]) -> tuple[Any, list[bool]]:
     """A program without the operations that the wanted results do not depend on.
 
     Returns:
         The program, which returns the wanted results only, and which inputs it reads.
     """
-    outputs = [v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want]
+    outputs = [jaxpr.outvars[number] for number in wanted]
     live = {v for v in outputs if isinstance(v, Var)}
     kept = []
     for operation in reversed(jaxpr.eqns):

@@ -74,6 +74,9 @@ class Format(abc.ABC):
     markers: ClassVar[tuple[str, ...]] = ()
     """Where `write` makes a folder: files of which it has one at least. No other is replaced."""
 
+    is_shared: ClassVar[bool] = False
+    """Whether several processes write one folder together, each its parts of the arrays."""
+
     @abc.abstractmethod
     def open(self, path: Path) -> AbstractContextManager[Source]:
         """Opens what is at `path`, until the context ends.

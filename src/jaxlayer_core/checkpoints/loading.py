@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
-from jaxlayer_core import files, matching
+from jaxlayer_core import files, matching, placing
 from jaxlayer_core.checkpoints import installed, naming
 from jaxlayer_core.checkpoints.format import Format, Source
 from jaxlayer_core.checkpoints.trees import TreeSource
@@ -139,5 +139,5 @@ def _assign(source: Source, variables: Mapping[str, keras.Variable]) -> None:
     }
     for name, value in source.read(wanted):
         target = wanted[name]
-        value = jax.device_put(value.astype(target.dtype, copy=False), target.sharding)
+        value = placing.moved(value.astype(target.dtype, copy=False), target.sharding)
         variables[name].assign(value)

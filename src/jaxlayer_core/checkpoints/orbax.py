@@ -28,6 +28,7 @@ class OrbaxFormat(Format):
 
     label = "an Orbax checkpoint"
     markers = ("_METADATA", "_CHECKPOINT_METADATA")
+    is_shared = True
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[Source]:

@@ -4,8 +4,7 @@ StableHLO computes with arrays, and nothing else, but for custom calls: these na
 the process, and give it what they like. One of them, which JAX uses for `jax.pure_callback`,
 takes an address and calls it. So a program may only call functions that are known to compute.
 
-That is all that is promised. MLIR's reader of bytes is not made for enemies: bytes made to
-break it can still take the process down.
+That is all that is looked for here: that the bytes can be read, `trial` has seen.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from jax import export
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
-from jaxlayer_core import dependencies, specs
+from jaxlayer_core import dependencies, operations, specs
 from jaxlayer_core.errors import ProgramError
-from jaxlayer_core.program import checking
+from jaxlayer_core.program import checking, trial
 from jaxlayer_core.program.arrays import Form, fit
 from jaxlayer_core.program.blobs import Blob
 from jaxlayer_core.specs import ArraySpec
@@ -171,9 +171,9 @@ def _lower(
 ) -> tuple[Blob, tuple[bool, ...], tuple[str, ...], bool]:
     """Stores what was traced, for as many platforms as have all of its operations."""
     closed = traced.jaxpr
-    if names := sorted(set(_callbacks(closed.jaxpr))):
+    if calls := sorted({name for name in operations.names(closed.jaxpr) if "callback" in name}):
         raise ProgramError(
-            f"it calls back into Python ({', '.join(names)}), which no program can hold"
+            f"it calls back into Python ({', '.join(calls)}), which no program can hold"
         )
     count = len(closed.jaxpr.invars)
     needed = [not droppable(index) for index in range(count)]
@@ -195,17 +195,6 @@ def _lower(
     raise failure
 
 
-def _callbacks(jaxpr: Any) -> Iterator[str]:
-    """Operations that run Python, also those inside of others."""
-    for operation in jaxpr.eqns:
-        if "callback" in operation.primitive.name:
-            yield operation.primitive.name
-        for value in jax.tree.leaves(list(operation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _callbacks(inner)
-
-
 def _platforms() -> Iterator[tuple[str, ...]]:
     """Sets of platforms, the largest first; the current one is in all of them."""
     current = export.default_export_platform()
@@ -225,7 +214,9 @@ def _serialize(
         exported = export.export(function, platforms=platforms)(*arguments)
         content = bytes(exported.serialize(vjp_order=int(gradient)))
     checking.check(export.deserialize(bytearray(content)), "The program")
-    return Blob.of(content)
+    blob = Blob.of(content)
+    trial.remember(blob.digest)
+    return blob
 
 
 def require_serializer() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import export
 
 from jaxlayer_core.errors import ProgramError
-from jaxlayer_core.program import checking
+from jaxlayer_core.program import checking, trial
 from jaxlayer_core.program.arrays import Form
 from jaxlayer_core.program.blobs import LARGEST, Blob
 from jaxlayer_core.program.calls import Call
@@ -55,6 +55,7 @@ class Library:
         where = f"the blob {digest:.12}"
         if digest not in self.blobs:
             raise broken(where, "is missing")
+        self._try_all()
         content = self.blobs[digest].unpack()
         try:
             exported: export.Exported = export.deserialize(bytearray(content))
@@ -65,6 +66,11 @@ class Library:
             what = f"cannot be read: {type(error).__name__}: {error}. {self.versions}"
             raise broken(where, what, error) from error
         return exported
+
+    def _try_all(self) -> None:
+        """Sees that no blob does harm to who reads it; all at once, before the first is read."""
+        unknown = [d for d in self.blobs if not trial.is_known(d)]
+        trial.read({d: self.blobs[d].unpack() for d in unknown}, self.owner)
 
     def verify(self, call: Call, own: Sequence[Form], where: str) -> None:
         """Checks that a call's blob takes and gives what the call says.

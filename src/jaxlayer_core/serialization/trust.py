@@ -42,22 +42,17 @@ _makers = {"jax.checkpoint", "jax.nn.initializers", "jax.remat"}
 """Where functions are that only make functions. Others compute, and may take all memory, or never
 end, when a config has them called."""
 
-_NAMES = frozenset(
-    {
-        *(f"jax.{name}" for name in ("Array", "P", "ShapeDtypeStruct", "checkpoint", "remat")),
-        *(
-            f"builtins.{name}"
-            for name in ("bool", "bytes", "complex", "dict", "float", "frozenset")
-        ),
-        *(f"builtins.{name}" for name in ("int", "list", "object", "set", "str", "tuple")),
-        *(f"builtins.{name}" for name in ("abs", "len", "max", "min", "sum")),
-        *(f"operator.{name}" for name in ("add", "matmul", "mul", "neg", "sub", "truediv")),
-        "collections.OrderedDict",
-        "jaxlayer_core.specs.ArraySpec",
-        "types.MappingProxyType",
-        "types.SimpleNamespace",
-    }
-)
+_names = {
+    *(f"jax.{name}" for name in ("Array", "P", "ShapeDtypeStruct", "checkpoint", "remat")),
+    *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "dict", "float", "frozenset")),
+    *(f"builtins.{name}" for name in ("int", "list", "object", "set", "str", "tuple")),
+    *(f"builtins.{name}" for name in ("abs", "len", "max", "min", "sum")),
+    *(f"operator.{name}" for name in ("add", "matmul", "mul", "neg", "sub", "truediv")),
+    "collections.OrderedDict",
+    "jaxlayer_core.specs.ArraySpec",
+    "types.MappingProxyType",
+    "types.SimpleNamespace",
+}
 """Single objects."""
 
 _added: set[str] = set()
@@ -65,17 +60,23 @@ _scoped: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 def list_names(
-    namespaces: Iterable[str], *, outside: Iterable[str] = (), makers: Iterable[str] = ()
+    namespaces: Iterable[str],
+    *,
+    names: Iterable[str] = (),
+    outside: Iterable[str] = (),
+    makers: Iterable[str] = (),
 ) -> None:
     """Says what configs may name of a framework; for its adapter, when it is imported.
 
     Args:
         namespaces: modules, with those inside them, that hold what models are made of.
+        names: single objects, also private ones, which the framework's own models hold.
         outside: what in them reads or writes files, changes a class or the settings of a process.
         makers: functions, or modules of these, that only make functions, such as initialisers:
             a config may have them called.
     """
     _namespaces.update(namespaces)
+    _names.update(names)
     _outside.update(outside)
     _makers.update(makers)
 
@@ -132,9 +133,11 @@ def _checked(package: str) -> str:
 
 def is_listed(name: str) -> bool:
     """Whether a full name belongs to what is trusted without the user's word."""
+    if name in _names:
+        return True
     if any(part.startswith("_") for part in name.split(".")):
         return False
-    return name in _NAMES or (_is_inside(name, _namespaces) and not _is_inside(name, _outside))
+    return _is_inside(name, _namespaces) and not _is_inside(name, _outside)
 
 
 def is_trusted(name: str) -> bool:
@@ -162,7 +165,7 @@ def is_at_home(name: str, own: str) -> bool:
         name: the full name.
         own: the full name that the object says to have.
     """
-    if name in _NAMES:
+    if name in _names:
         return True
     is_listed = is_of_framework(own) and not _is_inside(own, _outside)
     return is_listed or _is_inside(own, _added | _scoped.get())
