@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
-from jaxlayer_core import Adapter, PureModule
+from jaxlayer_core import PureModule, stream_key
 from jaxlayer_core.capturing import Capture
 from jaxlayer_core.roles import Role
+from jaxlayer_flax.adapting import FlaxAdapter
 from jaxlayer_flax.model import LinenModel
 from jaxlayer_flax.roles import COLLECTIONS, Collections
 from jaxlayer_flax.trees import clean
 
 
-class LinenAdapter(Adapter):
+class LinenAdapter(FlaxAdapter):
     """Adapts instances of `flax.linen.Module`.
 
     Args:
@@ -28,9 +30,6 @@ class LinenAdapter(Adapter):
     """
 
     framework = "flax.linen"
-
-    def __init__(self, rngs: Iterable[str] = ()) -> None:
-        self._rngs = tuple(rngs)
 
     def accepts(self, obj: Any) -> bool:
         """Whether `obj` is a linen module."""
@@ -52,16 +51,27 @@ class LinenAdapter(Adapter):
         ).pure()
 
     def variables(
-        self, given: Any, state_policy: Mapping[str, Role | str] | None = None
+        self, obj: Any, given: Any, state_policy: Mapping[str, Role | str] | None = None
     ) -> tuple[Any, Any]:
         """Splits a dict of collections into params and state.
 
         Args:
+            obj: the module that they are for.
             given: as `module.init` returns it.
             state_policy: the user's roles, before `jaxlayer_flax.roles.COLLECTIONS`.
         """
         params, state = _collections(state_policy).split(clean(given))
         return params or None, state or None
+
+    def live(self, obj: Any, variables: Mapping[str, Any], key: jax.Array) -> Any:
+        """The module bound to these variables.
+
+        Args:
+            obj: the module.
+            variables: dict of collections.
+            key: each stream of the layer's `rngs=` is `stream_key(key, name)`.
+        """
+        return obj.bind(dict(variables), rngs={name: stream_key(key, name) for name in self._rngs})
 
 
 def _collections(state_policy: Mapping[str, Role | str] | None) -> Collections:

@@ -18,13 +18,13 @@ from jaxlayer_core import (
     Outcome,
     PatternError,
     PureModule,
-    SignatureError,
     Variables,
     stream_key,
 )
 from jaxlayer_core.capturing import Capture
 from jaxlayer_core.signature import parse_training_arg
-from jaxlayer_flax import capturing, modes, trees
+from jaxlayer_flax import capturing, linen_bridge, modes, trees
+from jaxlayer_flax.adapting import no_method
 from jaxlayer_flax.roles import Collections
 
 
@@ -60,17 +60,19 @@ class LinenModel:
         self._capture = capture
         self._grown: set[str] = set()
         self._fill_children = False
-        self._signature, self._attributes = self._find_flags(training_arg)
+        self._shows_modes: bool | None = None
+        self._named = parse_training_arg(training_arg)
+        self._signature, self._attributes = self._find_flags()
 
     def pure(self) -> PureModule:
         """The canonical form."""
+        waits = self._named != {} and modes.waits(self._module)
         return PureModule(
             init=self._init,
             call=self._call,
             signature=self._signature,
-            has_modes=bool(
-                self._signature.flags or self._attributes or modes.unset_flags(self._module)
-            ),
+            has_modes=bool(self._signature.flags or self._attributes or waits),
+            shows_modes=lambda: self._shows_modes,
             policy=self._collections.policy,
             scopes=((), ()),
             optional_groups=True,
@@ -83,25 +85,13 @@ class LinenModel:
             return getattr(method, "__func__", method)
         found = getattr(type(self._module), method or "__call__", None)
         if not callable(found):
-            own = [
-                name
-                for cls in type(self._module).__mro__
-                if issubclass(cls, nn.Module) and cls is not nn.Module
-                for name, value in vars(cls).items()
-                if inspect.isfunction(value) and name[:1] != "_" and name != "setup"
-            ]
-            raise SignatureError(
-                f"{self._name} has no method {method or '__call__'!r}. Its methods are: "
-                f"{', '.join(dict.fromkeys(own)) or 'none'}. Choose one with method=...."
-            )
+            raise no_method(self._name, type(self._module), nn.Module, method or "__call__")
         return found
 
-    def _find_flags(
-        self, training_arg: str | Iterable[str] | None
-    ) -> tuple[CallSignature, Mapping[str, bool]]:
+    def _find_flags(self) -> tuple[CallSignature, Mapping[str, bool]]:
         """The flags of the call, and those that are attributes."""
         parameters = list(inspect.signature(self._method).parameters.values())[1:]
-        named = parse_training_arg(training_arg)
+        named = self._named
         if named is not None:
             attributes = modes.attribute_flags(self._module, named)
             taken = {p.name for p in parameters}
@@ -121,18 +111,18 @@ class LinenModel:
         """Runs the module in a mode; sets the flags inside it only if it fails without."""
         module = modes.with_mode(self._module, self._attributes, training)
         filled = functools.partial(modes.with_children_mode, module, training)
-        if self._fill_children:
-            return run(filled())
-        try:
-            return run(module)
-        except Exception as error:
-            if not modes.unset_flags(self._module):
-                raise
+        with linen_bridge.in_mode(training, self._named) as told:
             try:
-                result = run(filled())
-            except Exception:
-                raise error from None
-            self._fill_children = True
+                result = run(filled() if self._fill_children else module)
+            except Exception as error:
+                if self._fill_children or not modes.unset_flags(self._module):
+                    raise
+                try:
+                    result = run(filled())
+                except Exception:
+                    raise error from None
+                self._fill_children = True
+            self._shows_modes = bool((told and self._named != {}) or self._shows_modes)
             return result
 
     def _init(self, rng: jax.Array, arguments: Arguments) -> Variables:

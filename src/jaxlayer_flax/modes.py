@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax import nnx
 
-from jaxlayer_core.signature import FLAGS
+from jaxlayer_core.signature import ATTRIBUTE_FLAGS
 
 
-def attribute_flags(module: nn.Module, names: Mapping[str, bool] = FLAGS) -> dict[str, bool]:
+def attribute_flags(
+    module: nn.Module, names: Mapping[str, bool] = ATTRIBUTE_FLAGS
+) -> dict[str, bool]:
     """Flags among the module's own attributes and those of its config objects.
 
     Args:
@@ -41,6 +44,15 @@ def unset_flags(module: nn.Module) -> bool:
     """Whether a module inside this one waits for a flag that nobody sets."""
     return any(
         isinstance(field, nn.Module) and (_unset(field) or unset_flags(field))
+        for value in _fields(module).values()
+        for field in _children(value)
+    )
+
+
+def waits(module: nn.Module) -> bool:
+    """Whether a module, or one inside it, has modes that only the layer can tell it of."""
+    return isinstance(module, nnx.bridge.ToLinen) or any(
+        isinstance(field, nn.Module) and (_unset(field) or waits(field))
         for value in _fields(module).values()
         for field in _children(value)
     )
@@ -72,7 +84,7 @@ def with_children_mode(module: nn.Module, training: bool) -> nn.Module:
     def _filled(value: Any) -> Any:
         if isinstance(value, nn.Module):
             changes = {name: fill(inner) for name, inner in _fields(value).items()}
-            changes |= {name: training is FLAGS[name] for name in _unset(value)}
+            changes |= {name: training is ATTRIBUTE_FLAGS[name] for name in _unset(value)}
             return _changed(value, changes)
         if type(value) in (tuple, list):
             filled = type(value)(map(fill, value))
@@ -109,7 +121,9 @@ def _children(value: Any) -> list[Any]:
 
 
 def _unset(module: nn.Module) -> list[str]:
-    return [name for name, value in _fields(module).items() if name in FLAGS and value is None]
+    return [
+        name for name, value in _fields(module).items() if name in ATTRIBUTE_FLAGS and value is None
+    ]
 
 
 def _configs(module: nn.Module) -> list[Any]:

@@ -12,6 +12,7 @@ from jaxlayer_core.roles import MADE_BESIDE, Policy, Role
 COLLECTIONS = Policy(
     {
         "params": Role.PARAM,
+        "LoRAParam": Role.PARAM,  # what `nnx.bridge` calls the collection of `nnx.LoRAParam`
         # https://github.com/google/flax/blob/main/flax/linen/fp8_ops.py
         "_overwrite_with_gradient": Role.OVERWRITTEN,
         "cache": Role.CACHE,
@@ -29,6 +30,7 @@ _DROPPED = ("intermediates", "perturbations")
 
 
 _TRAINED = {Role.PARAM, Role.OVERWRITTEN}
+_KEPT = {Role.STATE, Role.CACHE, Role.CONSTANT}
 
 
 class Collections:
@@ -52,11 +54,14 @@ class Collections:
 
     def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The layer's params, and its state; the rest is made anew in each call."""
-        kept = (Role.STATE, Role.CACHE, Role.CONSTANT)
         return (
             {name: tree for name, tree in variables.items() if self.role(name) in _TRAINED},
-            {name: tree for name, tree in variables.items() if self.role(name) in kept},
+            {name: tree for name, tree in variables.items() if self.role(name) in _KEPT},
         )
+
+    def made_anew(self, names: Iterable[str]) -> set[str]:
+        """The collections that are neither trained nor kept."""
+        return {name for name in names if self.role(name) not in _TRAINED | _KEPT}
 
     def made_anew_by_choice(self, names: Iterable[str]) -> list[str]:
         """The collections that would be kept if the user had not given them another role."""
@@ -73,7 +78,11 @@ class Collections:
             variables: what the model has.
             training: whether the call is one in training.
         """
-        dropped = {name for name in _DROPPED if self.role(name) is Role.DROP}
+        dropped = {
+            name
+            for name in _DROPPED
+            if self.role(name) is Role.DROP and not self.policy.mentions(name)
+        }
         return dropped | {
             name for name, tree in variables.items() if not self._is_written(name, tree, training)
         }
