@@ -20,30 +20,43 @@ if TYPE_CHECKING:
         JaxLayer,
         JaxLayerError,
         as_layer,
+        check_layout_map,
         distrust,
+        gather_predictions,
         keep_seeds,
+        layout_map_from,
         load_weights,
         register_adapter,
         replacing,
+        scan_steps,
         to_pure,
         trust,
         trusting,
     )
+    from jaxlayer_equinox import EquinoxLayer
     from jaxlayer_flax import FlaxLayer
     from jaxlayer_haiku import HaikuLayer
+    from jaxlayer_optax import OptaxOptimizer, as_optimizer
 
 __all__ = [
     "Adapter",
+    "EquinoxLayer",
     "FlaxLayer",
     "HaikuLayer",
     "JaxLayer",
     "JaxLayerError",
+    "OptaxOptimizer",
     "as_layer",
+    "as_optimizer",
+    "check_layout_map",
     "distrust",
+    "gather_predictions",
     "keep_seeds",
+    "layout_map_from",
     "load_weights",
     "register_adapter",
     "replacing",
+    "scan_steps",
     "to_pure",
     "trust",
     "trusting",
@@ -54,7 +67,13 @@ __all__ = [
 with contextlib.suppress(ImportError):
     importlib.import_module("jaxlayer_core")
 
-_HOMES = {"FlaxLayer": ("jaxlayer_flax", "flax"), "HaikuLayer": ("jaxlayer_haiku", "haiku")}
+_HOMES = {
+    "EquinoxLayer": ("jaxlayer_equinox", "equinox"),
+    "FlaxLayer": ("jaxlayer_flax", "flax"),
+    "HaikuLayer": ("jaxlayer_haiku", "haiku"),
+    "OptaxOptimizer": ("jaxlayer_optax", "optax"),
+    "as_optimizer": ("jaxlayer_optax", "optax"),
+}
 
 
 def __getattr__(name: str) -> Any:

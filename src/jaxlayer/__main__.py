@@ -16,6 +16,7 @@ _DISTRIBUTIONS = (
     ("numpy", None),
     ("dm-haiku", "haiku"),
     ("flax", "flax"),
+    ("equinox", "equinox"),
     ("optax", "optax"),
 )
 """Distribution, and the extra of jaxlayer that brings it (None: always installed)."""
