@@ -41,7 +41,7 @@ def model(name: str) -> Any:
     """The layer that wraps the model itself."""
     import flax.linen as nn
     import haiku as hk
-    from overhead import MLP, Transformer, resnet50
+    from models import MLP, Transformer, resnet50
 
     from jaxlayer import FlaxLayer, HaikuLayer
 
