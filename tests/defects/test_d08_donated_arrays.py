@@ -116,3 +116,37 @@ def test_keras_variables_of_another_layer_are_copied(assert_same):
     assert not {id(v) for v in first.weights} & {id(v) for v in second.weights}
     shared = FlaxLayer(nn.Dense(1), variables=first.params, copy_variables=False)
     assert shared.weights[0] is first.weights[0]
+
+
+CONSTANTS = {
+    "itself": lambda table: table,
+    "as an array": lambda table: jnp.asarray(table, "float32"),
+    "put": lambda table: jax.device_put(table),
+    "out of a jitted function": lambda table: jax.jit(lambda x: x)(table),
+    "in another shape": lambda table: jnp.reshape(table, (4, 4)),
+    "stopped": lambda table: jax.lax.stop_gradient(table),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANTS)
+def test_arrays_that_an_init_returns_survive_fit(case):
+    """A table that the user has loaded is the initial value of two params.
+
+    Keras' own layer trains in that very array, and JAX refuses to give it away twice.
+
+    Seen to fail on keras.layers.FlaxLayer 3.15.1: yes (JaxRuntimeError).
+    """
+    table = jnp.eye(4)
+
+    class Tables(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            one, two = (self.param(n, lambda key: CONSTANTS[case](table)) for n in ("one", "two"))
+            return x @ one @ two @ jnp.ones((4, 2))
+
+    layer = FlaxLayer(Tables())
+    fit(layer)
+    np.testing.assert_array_equal(table, np.eye(4))
+    one, two = (v.value for v in layer.weights)
+    assert one.unsafe_buffer_pointer() != two.unsafe_buffer_pointer()
+    assert not np.array_equal(one, table)

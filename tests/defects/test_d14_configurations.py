@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 FILES = [
     "tests/defects/test_d03_train_flags.py",
     "tests/defects/test_d04_building_inside_traces.py",
-    "tests/defects/test_d11_frozen_layers.py",
 ]
 
 

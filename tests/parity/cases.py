@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,28 @@ import numpy as np
 Inputs = Callable[[], tuple[tuple, dict]]
 
 
+class Result(NamedTuple):
+    """What a native call gives: outputs, the new state, and the sum of the sown losses."""
+
+    outputs: Any
+    state: Any
+    sown: Any
+
+
+Apply = Callable[[Any, Any, jax.Array, tuple, dict, bool], Result]
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model.
 
     Attributes:
         name: unique.
-        framework: `"haiku"` or `"linen"`.
+        framework: `"haiku"`, `"linen"`, `"nnx"`, `"equinox"`, or `"functions"` for pairs of init
+            and apply.
         make: makes the model: for Haiku a function or a transform of any kind, for linen a
-            module. Packages beyond the frameworks are imported inside.
+            module, for Equinox a module or what makes one of a key. Packages beyond the
+            frameworks are imported inside.
         inputs: gives args and kwargs. NumPy leaves are arrays, all others static.
         train: keywords of the call by which a native user asks for training.
         eval: keywords by which they ask for inference.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -21,18 +21,8 @@ import optax
 
 from jaxlayer_core import key_from_seed, stream_key
 
-from .cases import Case, leaves_of, split
-
-
-class Result(NamedTuple):
-    """What a call gives: outputs, the new state, and the sum of the sown losses."""
-
-    outputs: Any
-    state: Any
-    sown: Any
-
-
-Apply = Callable[[Any, Any, jax.Array, tuple, dict, bool], Result]
+from . import equinox_native, function_native, nnx_native
+from .cases import Apply, Case, Result, leaves_of, split
 
 
 def loss_of(outputs: Any) -> jax.Array:
@@ -61,8 +51,7 @@ class Native:
         self._case = case
         args, kwargs = case.inputs()
         self.arrays, self._restore = split(args, kwargs)
-        framework = _haiku if case.framework == "haiku" else _linen
-        self._init, self._apply = framework(case, model)
+        self._init, self._apply = _FRAMEWORKS[case.framework](case, model)
 
     def init(self, seed: Any) -> tuple[Any, Any]:
         """Params and state, by the framework's `init` run eagerly in training mode."""
@@ -189,3 +178,18 @@ def _linen(case: Case, model: nn.Module) -> tuple[Callable[..., tuple[Any, Any]]
         return Result(outputs, written, sum(map(jnp.sum, sown), start=0.0))
 
     return init, run
+
+
+def _nnx(case: Case, model: Any) -> tuple[Callable[..., tuple[Any, Any]], Apply]:
+    """Init and apply of an NNX case."""
+    init, run = nnx_native.native(case, model)
+    return init, lambda *call: Result(*run(*call))
+
+
+_FRAMEWORKS = {
+    "haiku": _haiku,
+    "linen": _linen,
+    "nnx": _nnx,
+    "equinox": equinox_native.init_and_apply,
+    "functions": function_native.init_and_apply,
+}

@@ -17,16 +17,38 @@ import keras
 import numpy as np
 import pytest
 
-from jaxlayer_core import ProgramLayer, key_from_seed
+from jaxlayer_core import ProgramLayer, as_layer, key_from_seed
 from jaxlayer_core.layer import PureLayer
+from jaxlayer_equinox import EquinoxLayer
 from jaxlayer_flax import FlaxLayer
 from jaxlayer_haiku import HaikuLayer
 
-from . import haiku_cases, linen_cases, pypi_cases
+from . import (
+    equinox_cases,
+    function_cases,
+    haiku_cases,
+    linen_cases,
+    nnx_cases,
+    pypi_cases,
+)
 from .cases import Case, leaves_of, split
 from .native import Native, loss_of
 
-CASES = [*haiku_cases.CASES, *linen_cases.CASES, *pypi_cases.CASES]
+CASES = [
+    *haiku_cases.CASES,
+    *linen_cases.CASES,
+    *nnx_cases.CASES,
+    *equinox_cases.CASES,
+    *function_cases.CASES,
+    *pypi_cases.CASES,
+]
+LAYERS = {
+    "haiku": HaikuLayer,
+    "linen": FlaxLayer,
+    "nnx": FlaxLayer,
+    "equinox": EquinoxLayer,
+    "functions": as_layer,
+}
 SAMPLED = {"gradients", "fit", "config", "program"}
 """Properties that all but the samples leave to the full run."""
 SEED = 7
@@ -83,7 +105,7 @@ class Subject:
     @functools.cached_property
     def _built(self) -> tuple[Any, list[np.ndarray]]:
         """The layer, built by a call on data, as some initial values depend on it."""
-        cls = HaikuLayer if self.case.framework == "haiku" else FlaxLayer
+        cls = LAYERS[self.case.framework]
         method = {"method": self.case.method} if self.case.method else {}
         layer = cls(self.model, seed=SEED, **method, **self.case.layer)
         self.call(layer, self.arrays, training=False)

@@ -78,13 +78,13 @@ def test_the_adapter_is_listed_and_found_by_name(run_python, site):
         """
         import sys
         from jaxlayer_core import registry
-        print(sorted(e.name for e in registry.installed()), "toynet_jaxlayer" in sys.modules)
+        print("toynet" in {e.name for e in registry.installed()}, "toynet_jaxlayer" in sys.modules)
         import toynet
         print(type(registry.resolve(toynet.Dense(1), "toynet")).__name__)
         """,
         path=[site],
     )
-    assert printed.splitlines() == ["['flax.linen', 'haiku', 'toynet'] False", "ToyAdapter"]
+    assert printed.splitlines() == ["True False", "ToyAdapter"]
 
 
 PROJECT = """

@@ -1,0 +1,1 @@
+"""NNX modules as layers: what the parity and conformance tables do not say."""
