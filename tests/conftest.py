@@ -1,12 +1,20 @@
 """What all tests share: the JAX backend, a fresh Keras for each test, a subprocess, comparison."""
 
 import os
+import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Tests run side by side, one process per core; XLA's own threads would only fight over it.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 )
+# Most of the time goes into compiling, and often the same programs: in the other worker, in the
+# processes that tests start, in the next run. What is found again has the same bits.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import subprocess
 import sys

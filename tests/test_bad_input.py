@@ -35,7 +35,7 @@ X = np.ones((6, 4), "float32")
 @pytest.mark.parametrize(
     ("obj", "message"),
     [
-        (3, r"No adapter knows an object of builtins\.int.*flax\.linen, haiku"),
+        (3, r"No adapter knows an object of builtins\.int.*equinox, flax\.linen.*haiku"),
         (keras.layers.Layer, "No adapter knows the class keras.*register_adapter"),
         (lambda x: x, r"(?s)plain function.*HaikuLayer\(fn\).*JaxLayer\(call_fn, init_fn\)"),
         (nn.Dense, "No adapter knows the class flax.*Dense"),
@@ -48,7 +48,9 @@ def test_an_object_that_no_adapter_knows(obj, message):
 
 
 def test_an_adapter_that_does_not_exist():
-    with pytest.raises(AdapterError, match=r"no adapter 'nonsense'\. Known: flax\.linen, haiku"):
+    with pytest.raises(
+        AdapterError, match=r"no adapter 'nonsense'\. Known: equinox, flax\.linen.*haiku"
+    ):
         as_layer(nn.Dense(2), adapter="nonsense")
 
 

@@ -1,8 +1,10 @@
 """Commands that the documents name: the table of `python -m jaxlayer`, examples, benchmark."""
 
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -82,13 +84,47 @@ def test_example(example, tmp_path):
 
 
 @pytest.mark.slow
-def test_benchmark_prints_ratios(tmp_path):
-    script = tmp_path / "overhead.py"
-    script.write_text((ROOT / "benchmarks" / "overhead.py").read_text())
-    done = python(script, "--quick", "--models", "mlp")
+@pytest.mark.parametrize(
+    ("name", "options", "figures"),
+    [
+        ("overhead", ["--models", "mlp"], ["eager call", "fit step", "train_on_batch"]),
+        ("once", ["--models", "mlp"], ["build memory", "first call", "load throughput"]),
+        ("leaves", [], ["build", "eager call", "save", "load"]),
+    ],
+)
+def test_benchmarks_print_ratios(tmp_path, name, options, figures):
+    script = ROOT / "benchmarks" / f"{name}.py"
+    done = python(script, "--quick", "--results", tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"mlp +eager call +[\d.]+ +[\d.]+ us", done.stdout), done.stdout
-    assert (tmp_path / "results" / "overhead.json").exists()
+    for figure in figures:
+        line = rf"^\S.* {figure} +[\d.]+ \S+ +ours [\d.]+ \([\d.]+ to [\d.]+\)"
+        assert re.search(line, done.stdout, re.M), done.stdout
+    assert json.loads((tmp_path / f"{name}.json").read_text())["environment"]["cores"]
+
+
+@pytest.mark.slow
+def test_steps_benchmark_prints_ratios(tmp_path):
+    done = python(ROOT / "benchmarks" / "steps.py", "--quick", "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ours, scan_steps [\d.]+ \([\d.]+ to [\d.]+\)", done.stdout), done.stdout
+    assert (tmp_path / "steps.json").exists()
+
+
+def test_reports_are_made_of_the_results(tmp_path):
+    """Tables and pictures in the documents are those of the files of results."""
+    folders = ("benchmarks", "docs", "README.md")
+    for name in folders:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    results = tmp_path / "benchmarks" / "results"
+    for picture in results.glob("*.svg"):
+        picture.unlink()
+    done = python(tmp_path / "benchmarks" / "report.py")
+    assert done.returncode == 0, done.stderr
+    for name in ("README.md", "docs/performance.md"):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
+    for name in ("overhead.svg", "leaves.svg"):
+        assert (results / name).stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -106,7 +142,7 @@ def test_training_benchmark_prints_its_tables(tmp_path):
 
 @pytest.mark.slow
 def test_programs_benchmark_prints_sizes_and_times(tmp_path):
-    for name in ("programs.py", "overhead.py"):
+    for name in ("programs.py", "models.py"):
         (tmp_path / name).write_text((ROOT / "benchmarks" / name).read_text())
     done = python(tmp_path / "programs.py", "--models", "mlp", "--repeats", "1")
     assert done.returncode == 0, done.stderr

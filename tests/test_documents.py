@@ -9,7 +9,14 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("jaxlayer", "jaxlayer_core", "jaxlayer_haiku", "jaxlayer_flax")
+PACKAGES = (
+    "jaxlayer",
+    "jaxlayer_core",
+    "jaxlayer_equinox",
+    "jaxlayer_flax",
+    "jaxlayer_haiku",
+    "jaxlayer_optax",
+)
 
 
 def code_blocks(document):
@@ -23,7 +30,19 @@ def modules():
         yield from (m.name for m in pkgutil.walk_packages(path, f"{package}."))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/saving.md", "docs/writing-an-adapter.md"])
+IN_THIS_PROCESS = (
+    "saving",
+    "optax",
+    "equinox",
+    "nnx",
+    "performance",
+    "cluster",
+    "scaling",
+    "writing-an-adapter",
+)
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{n}.md" for n in IN_THIS_PROCESS)])
 def test_document_runs_from_top_to_bottom(document):
     namespace = {"__name__": "document"}
     blocks = code_blocks(document)
@@ -37,6 +56,12 @@ def test_document_runs_from_top_to_bottom(document):
 
         registry._registered.clear()
         jaxlayer.distrust("my_models")
+
+
+@pytest.mark.without("KERAS_NNX_ENABLED=true")
+def test_document_for_several_devices_runs_from_top_to_bottom(run_python):
+    """In a process of its own: JAX is told of devices before it is used."""
+    run_python("".join(code_blocks("docs/sharding.md")))
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if not n.endswith("__main__")])

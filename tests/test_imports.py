@@ -9,7 +9,7 @@ import pytest
 import jaxlayer_core
 
 SOURCE = Path(jaxlayer_core.__file__).resolve().parent.parent
-FRAMEWORKS = ("flax", "haiku", "tensorflow", "torch")
+FRAMEWORKS = ("equinox", "flax", "haiku", "tensorflow", "torch")
 
 
 def loaded_by(run_python, code, path=()):
@@ -54,6 +54,13 @@ def train(layer):
             ("tensorflow", "torch"),  # Haiku itself imports flax where it is installed
         ),
         (
+            "import equinox as eqx, jax; from jaxlayer import EquinoxLayer, as_layer\n"
+            "net = eqx.nn.Linear(4, 2, key=jax.random.key(0))\n"
+            "train(EquinoxLayer(net)); train(as_layer(net))",
+            "equinox",
+            ("flax", "haiku", "tensorflow", "torch"),
+        ),
+        (
             "from jaxlayer import JaxLayer\n"
             "train(JaxLayer(lambda params, inputs: inputs @ params, "
             "lambda inputs: np.ones((4, 2))))",
@@ -61,7 +68,7 @@ def train(layer):
             FRAMEWORKS,
         ),
     ],
-    ids=["flax", "haiku", "functions"],
+    ids=["flax", "haiku", "equinox", "functions"],
 )
 def test_training_imports_no_other_framework(run_python, poison, code, framework, others):
     loaded = loaded_by(run_python, FIT + code, path=[poison(*others)])
@@ -86,9 +93,12 @@ FLOORS = {
     "jaxlayer_core.errors": 1,
     "jaxlayer_core.files": 1,
     "jaxlayer_core.keras_bridge": 1,
+    "jaxlayer_core.layouts": 1,
     "jaxlayer_core.memory": 1,
+    "jaxlayer_core.operations": 1,
     "jaxlayer_core.paths": 1,
     "jaxlayer_core.patterns": 1,
+    "jaxlayer_core.placing": 1,
     "jaxlayer_core.pure": 1,
     "jaxlayer_core.remat": 1,
     "jaxlayer_core.rng": 1,
@@ -99,11 +109,14 @@ FLOORS = {
     "jaxlayer_core.adapter": 2,
     "jaxlayer_core.backends": 2,
     "jaxlayer_core.backends.jax": 2,
+    "jaxlayer_core.backends.sharded": 2,
     "jaxlayer_core.beside": 2,
     "jaxlayer_core.calls": 2,
     "jaxlayer_core.capturing": 2,
     "jaxlayer_core.eager": 2,
     "jaxlayer_core.freezing": 2,
+    "jaxlayer_core.init_apply": 2,
+    "jaxlayer_core.init_apply_parameters": 2,
     "jaxlayer_core.initialization": 2,
     "jaxlayer_core.leaf_rules": 2,
     "jaxlayer_core.leaves": 2,
@@ -133,6 +146,7 @@ FLOORS = {
     "jaxlayer_core.program.shortcomings": 2,
     "jaxlayer_core.program.signatures": 2,
     "jaxlayer_core.program.trees": 2,
+    "jaxlayer_core.program.trial": 2,
     "jaxlayer_core.program.versions": 2,
     "jaxlayer_core.packed": 2,
     "jaxlayer_core.recorded_calls": 2,
@@ -170,6 +184,9 @@ FLOORS = {
     "jaxlayer_core.checkpoints.saving": 3,
     "jaxlayer_core.checkpoints.trees": 3,
     "jaxlayer_core.layer": 3,
+    "jaxlayer_core.layout_rules": 3,
+    "jaxlayer_core.processes": 2,
+    "jaxlayer_core.scanned_steps": 3,
     "jaxlayer_core.leaving_layer": 3,
     "jaxlayer_core.registry": 3,
     "jaxlayer_core.storing": 3,
@@ -199,13 +216,35 @@ FLOORS = {
     "jaxlayer_core.testing.training": 5,
     "jaxlayer_core.testing.trees": 5,
     # one package per framework
+    "jaxlayer_equinox": 5,
+    "jaxlayer_equinox.adapter": 5,
+    "jaxlayer_equinox.batching": 5,
+    "jaxlayer_equinox.calling": 5,
+    "jaxlayer_equinox.layer": 5,
+    "jaxlayer_equinox.models": 5,
+    "jaxlayer_equinox.serialization": 5,
+    "jaxlayer_equinox.states": 5,
+    "jaxlayer_equinox.trees": 5,
     "jaxlayer_flax": 5,
+    "jaxlayer_flax.adapting": 5,
     "jaxlayer_flax.capturing": 5,
     "jaxlayer_flax.layer": 5,
     "jaxlayer_flax.linen": 5,
+    "jaxlayer_flax.linen_bridge": 5,
     "jaxlayer_flax.model": 5,
     "jaxlayer_flax.modes": 5,
     "jaxlayer_flax.msgpack": 5,
+    "jaxlayer_flax.nnx": 5,
+    "jaxlayer_flax.nnx_bridge": 5,
+    "jaxlayer_flax.nnx_capturing": 5,
+    "jaxlayer_flax.nnx_leaves": 5,
+    "jaxlayer_flax.nnx_model": 5,
+    "jaxlayer_flax.nnx_modes": 5,
+    "jaxlayer_flax.nnx_rngs": 5,
+    "jaxlayer_flax.nnx_serialization": 5,
+    "jaxlayer_flax.nnx_sources": 5,
+    "jaxlayer_flax.nnx_trees": 5,
+    "jaxlayer_flax.nnx_writes": 5,
     "jaxlayer_flax.roles": 5,
     "jaxlayer_flax.serialization": 5,
     "jaxlayer_flax.trees": 5,
@@ -216,6 +255,22 @@ FLOORS = {
     "jaxlayer_haiku.pickled": 5,
     "jaxlayer_haiku.serialization": 5,
     "jaxlayer_haiku.transforms": 5,
+    "jaxlayer_optax": 5,
+    "jaxlayer_optax.choosing": 5,
+    "jaxlayer_optax.source": 5,
+    "jaxlayer_optax.errors": 5,
+    "jaxlayer_optax.extra_args": 5,
+    "jaxlayer_optax.optimizer": 5,
+    "jaxlayer_optax.rates": 5,
+    "jaxlayer_optax.serialization": 5,
+    "jaxlayer_optax.stateful": 5,
+    "jaxlayer_optax.states": 5,
+    "jaxlayer_optax.stored": 5,
+    "jaxlayer_optax.swapping": 5,
+    "jaxlayer_optax.train_step": 5,
+    "jaxlayer_optax.transformation": 5,
+    "jaxlayer_optax.updating": 5,
+    "jaxlayer_optax.weights": 5,
 }
 
 

@@ -1,4 +1,7 @@
-"""What one trace or call shows of a model must not mislead the next."""
+"""What one trace or call shows of a model must not mislead the next, nor building leave a trace."""
+
+import contextlib
+import gc
 
 import flax.linen as nn
 import haiku as hk
@@ -231,3 +234,28 @@ def test_jax_layer_has_no_methods():
     layer = JaxLayer(lambda inputs: jnp.sin(inputs))
     with pytest.raises(SignatureError, match="no methods"):
         layer(x, method="other")
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_garbage_collection_waits_while_a_layer_is_built(on, fails):
+    seen = []
+
+    class Watching(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            seen.append(gc.isenabled())
+            if fails:
+                raise ValueError("fails")
+            return nn.Dense(2)(x)
+
+    was_on = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with pytest.raises(JaxLayerError) if fails else contextlib.nullcontext():
+            FlaxLayer(Watching()).build(x.shape)
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if was_on else gc.disable)()
+    assert not any(seen)
+    assert seen

@@ -18,6 +18,7 @@ import time
 import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it writes files, which the watch reports
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import flax.linen as nn

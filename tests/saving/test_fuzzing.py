@@ -36,6 +36,7 @@ def fuzz(tmp_path, *arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [[], ["--trusting"]], ids=["untrusted", "trusted"])
 def test_nothing_is_found_in_a_short_time(tmp_path, trust):
     found = fuzz(tmp_path, "--minutes", "0.1", "--seed", "0", *trust)

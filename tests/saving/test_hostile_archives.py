@@ -121,7 +121,13 @@ OBJECTS += ("variables", "Layer", "capture: ", "the Flax module")
 """What a message is about."""
 
 
-@pytest.mark.parametrize("group", cases.GROUPS)
+SLOW = {"zips", "programs", "wrong types", "flipped"}
+"""Groups of many files, or of large ones."""
+
+
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=[pytest.mark.slow] if g in SLOW else []) for g in cases.GROUPS]
+)
 def test_hostile_archives(group, bases, load):
     outcomes = load(cases.GROUPS[group](bases))
     expected = outcomes["good-flax"]["answer"]
@@ -160,6 +166,7 @@ def test_wrong_types_everywhere(kind, bases, load):
             assert outcome["answer"] == outcomes[f"good-{kind}"]["answer"], name
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_a_file_of_weights(bases, load):
     """What is loaded is what was saved; what is not leaves the model as it was."""
     whole = bases["flax"].members[WEIGHTS]

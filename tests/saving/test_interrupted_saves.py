@@ -38,7 +38,7 @@ def start(path):
     """A process that saves one version after the other; returns when it has saved two."""
     process = subprocess.Popen(
         [sys.executable, "-c", SAVING, str(path)],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         stdout=subprocess.PIPE,
     )
     for _ in range(2):
@@ -176,9 +176,10 @@ def test_replacing_a_file(tmp_path):
     path = tmp_path / "model.weights.h5"
     path.write_text("old")
     with files.replacing(path) as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.name.endswith(".weights.h5")
+        assert temporary.parent.parent == tmp_path
+        assert temporary.name == path.name
         assert not temporary.exists()
+        (temporary.parent / "a library's own temporary").touch()
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -231,8 +232,14 @@ def test_only_what_dead_writers_left_is_removed(tmp_path):
         ".tmp.elsewhere.2.0.b.npz": True,  # long ago
     }
     for name in left:
-        (tmp_path / name).touch()
-    os.utime(tmp_path / ".tmp.elsewhere.2.0.b.npz", (0, 0))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "b.npz").touch()
+    for old in (
+        tmp_path / ".tmp.elsewhere.2.0.b.npz" / "b.npz",
+        tmp_path / ".tmp.elsewhere.2.0.b.npz",
+    ):
+        os.utime(old, (0, 0))
+    os.utime(tmp_path / ".tmp.elsewhere.1.0.b.npz", (0, 0))  # but not what is in it
     with files.replacing(path) as temporary:
         temporary.write_text("new")
     assert names(tmp_path) == sorted(["b.npz", *(n for n, gone in left.items() if not gone)])
@@ -245,6 +252,23 @@ def test_through_a_link(tmp_path):
         temporary.write_text("new")
     assert (tmp_path / "latest.npz").is_symlink()
     assert (tmp_path / "real.npz").read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX'")
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "msgpack"])
+def test_permissions(tmp_path, suffix):
+    """Those of a file that is written in place: of the old one, or as `umask` says."""
+    path = tmp_path / f"model.{suffix}"
+    layer = holder(a=1.0)
+    umask = os.umask(0o027)
+    try:
+        layer.save_variables(path)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o604)
+    layer.save_variables(path)
+    assert path.stat().st_mode & 0o777 == 0o604
 
 
 def test_around_a_keras_model(tmp_path):

@@ -12,7 +12,10 @@ from . import program_exercise, program_models
 from .program_models import example, stored
 
 # With NNX enabled, Keras itself needs Flax.
-pytestmark = pytest.mark.without("KERAS_NNX_ENABLED=true")
+pytestmark = [
+    pytest.mark.without("KERAS_NNX_ENABLED=true"),
+    pytest.mark.xdist_group("program elsewhere"),  # one process for all of these tests
+]
 
 # Exact means: the same operations on the same numbers. Where it is not, XLA compiles the
 # backward pass together with a second forward pass, and fuses, and so rounds, differently.

@@ -23,6 +23,7 @@ from .resuming import EPOCHS, STEPS, Noisy
 
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
+pytestmark = pytest.mark.xdist_group("resuming")  # they share the run that is not killed
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 
 
@@ -55,21 +56,24 @@ MORE = {
     "orbax-not-in-background": ({"how": "orbax", "save_on_background": False}, any_moment, False),
 }
 ALL = SCENARIOS | MORE
+QUICK = {"backup", "orbax-of-steps"}
+
+
+def scenarios(chosen, quick=()):
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in chosen}
+    return pytest.mark.parametrize(
+        ("plan", "kill", "is_inside"),
+        [pytest.param(*chosen[name], id=name, marks=marks[name]) for name in chosen],
+    )
 
 
 @pytest.fixture(scope="module")
-def survive(run_python, tmp_path_factory):
+def survive(run_python):
     """Runs plans in one interpreter; returns the statuses of the processes of each."""
-    # The same programs are compiled again and again, which takes longer than all the rest.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
-    def run(*plans, cached=True):
+    def run(*plans):
         code = f"import resuming\nprint([resuming.survive(*plan) for plan in {plans!r}])"
-        return ast.literal_eval(run_python(code, path=[HERE], env=cache if cached else {}))
+        return ast.literal_eval(run_python(code, path=[HERE]))
 
     return run
 
@@ -119,7 +123,7 @@ def without_sums(variables):
     return kept
 
 
-@pytest.mark.parametrize(("plan", "kill", "is_inside"), SCENARIOS.values(), ids=SCENARIOS)
+@scenarios(SCENARIOS, QUICK)
 def test_killed_at_random(plan, kill, is_inside, survive, uninterrupted, assert_same, tmp_path):
     """One run is killed at any time; one when it has checkpoints, and then at any time again."""
     rng = random.Random(str(plan))
@@ -133,9 +137,8 @@ def test_killed_at_random(plan, kill, is_inside, survive, uninterrupted, assert_
     assert "0" not in results(twice["result"])[1], "it started anew"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("plan", "kill", "is_inside"), ALL.values(), ids=ALL)
+@pytest.mark.parametrize("seed", range(2))
+@scenarios(ALL)
 def test_killed_at_random_and_started_in_a_new_interpreter(
     plan, kill, is_inside, seed, run_python, uninterrupted, assert_same, tmp_path
 ):
@@ -144,7 +147,7 @@ def test_killed_at_random_and_started_in_a_new_interpreter(
     plan = placed(plan, tmp_path, "run")
     for killed in (kill(rng), kill(rng), None):
         code = f"import resuming\nprint(resuming.attempt(**{plan}, killed={killed}))"
-        status = int(run_python(code, path=[HERE]))
+        status = int(run_python(code, path=[HERE], env={"JAX_ENABLE_COMPILATION_CACHE": "false"}))
         assert status in ((KILLED, 0) if killed else (0,))
         if status == 0:
             break

@@ -143,14 +143,14 @@ X = st.builds(
 ).map(lambda x: x.astype("float32"))
 
 
-@searched(few=4, many=300, drawn=linen_modules(), x=X)
+@searched(few=2, many=300, drawn=linen_modules(), x=X)
 def test_linen(drawn, x):
     """A random linen module gives the bits of `module.init` and `module.apply`."""
     module, flag = drawn
     check(FlaxLayer(module, seed=SEED), native_linen(module, flag), x)
 
 
-@searched(few=4, many=300, drawn=haiku_functions(), x=X)
+@searched(few=2, many=300, drawn=haiku_functions(), x=X)
 def test_haiku(drawn, x):
     """A random Haiku function gives the bits of `transform_with_state`."""
     function = drawn.make()

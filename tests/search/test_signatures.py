@@ -139,7 +139,7 @@ def expected_of(native: Any, layer: Any, signature: Signature, call: Call, train
 # Known defects, which have their own tests in test_found.py. To be deleted with the marks there.
 
 
-@searched(few=120, many=4000, **SEARCHED)
+@searched(few=60, many=4000, **SEARCHED)
 def test_calls(kind, signed, training):
     """A random call gets what a native caller would pass; in a jit, too."""
     signature, call = signed
@@ -164,7 +164,7 @@ def test_calls(kind, signed, training):
     assert_bits(stateless(own, others, arrays), expected)
 
 
-@searched(few=80, many=1500, **SEARCHED)
+@searched(few=40, many=1500, **SEARCHED)
 def test_functional_models(kind, signed, training):
     """In a functional model it gets the same, in the mode of the model."""
     signature, call = signed

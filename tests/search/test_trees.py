@@ -75,14 +75,14 @@ def either_given(params: Any, state: Any) -> bool:
     return params is not None or state is not None
 
 
-@searched(few=25, many=1500, **TREES)
+@searched(few=12, many=1500, **TREES)
 def test_call_fn_gets_the_tree(params, state):
     """`call_fn` gets the structures, dtypes, key types and bits that were given."""
     if either_given(params, state):
         Watched(params, state).check(params, state)
 
 
-@searched(few=15, many=1000, **TREES)
+@searched(few=8, many=1000, **TREES)
 def test_the_layer_shows_the_trees(params, state):
     """`layer.params` and `layer.state` are the trees, a key in them as its data; paths differ."""
     if not either_given(params, state):
@@ -122,7 +122,7 @@ def as_model(layer: Any) -> keras.Model:
 STORED = pytrees(arrays(dtypes=[*FLOATS, *INTEGERS]) | keys() | numbers() | statics())
 
 
-@searched(few=15, many=800, params=STORED, state=STORED)
+@searched(few=8, many=800, params=STORED, state=STORED)
 def test_weights_files(params, state):
     """A weights file brings every bit of every leaf into a fresh layer."""
     if not either_given(params, state):
@@ -135,7 +135,7 @@ def test_weights_files(params, state):
     fresh.check(params, state)
 
 
-@searched(few=15, many=800, **TREES)
+@searched(few=8, many=800, **TREES)
 def test_state_updates(params, state):
     """What a training call returns as state is, bit for bit, the state of the next."""
     if not either_given(params, state):
@@ -146,7 +146,7 @@ def test_state_updates(params, state):
     watched.check(params, jax.tree.map(update, as_arrays(state)))
 
 
-@searched(few=15, many=1000, data=st.data(), **TREES)
+@searched(few=8, many=1000, data=st.data(), **TREES)
 def test_freezing_one_leaf(params, state, data):
     """Freezing a leaf by its exact path freezes it and no other; a config keeps that."""
     if not either_given(params, state):
@@ -184,7 +184,7 @@ def test_freezing_one_leaf(params, state, data):
 PASSED_ON = arrays() | keys() | st.none()
 
 
-@searched(few=25, many=1500, tree=pytrees(PASSED_ON))
+@searched(few=12, many=1500, tree=pytrees(PASSED_ON))
 def test_inputs_and_outputs(tree):
     """A nest of arrays and keys comes through the layer as through `jax.jit`."""
     seen = []
@@ -211,7 +211,7 @@ def layer_state(layer: Any) -> list[Any]:
 SEEN = arrays() | keys() | st.none() | st.sampled_from(["text", True, 3, 2.5, -0.0, 1j, len])
 
 
-@searched(few=20, many=1000, tree=pytrees(SEEN))
+@searched(few=10, many=1000, tree=pytrees(SEEN))
 def test_static_inputs(tree):
     """Strings, functions and Python numbers among the inputs reach the model as they are."""
     seen = []
@@ -236,7 +236,7 @@ def test_static_inputs(tree):
 SYMBOLIC = arrays(shapes=[(2,), (2, 3), (2, 0)]) | st.none()
 
 
-@searched(few=15, many=600, tree=pytrees(SYMBOLIC))
+@searched(few=8, many=600, tree=pytrees(SYMBOLIC))
 def test_functional_models(tree):
     """In a functional model, a nest of any nodes goes in and comes out as it does eagerly."""
     leaves = arrays_of(tree)

@@ -159,7 +159,7 @@ def test_many_calls_keep_nothing(make, training):
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_rebuilt_models_are_freed(make):
-    """20 models, made, trained and forgotten, as in a search for hyperparameters."""
+    """Ten models, made, trained and forgotten, as in a search for hyperparameters."""
 
     def run():
         layer = make()
@@ -171,11 +171,11 @@ def test_rebuilt_models_are_freed(make):
     refs = [run() for _ in range(2)]
     keras.backend.clear_session()
     arrays = live_arrays()
-    refs += [run() for _ in range(20)]
+    refs += [run() for _ in range(8)]
     keras.backend.clear_session()
     gc.collect()
     assert live_arrays() <= arrays
-    assert [ref() for pair in refs for ref in pair] == [None] * 44
+    assert [ref() for pair in refs for ref in pair] == [None] * 20
 
 
 def test_a_static_value_that_varies_is_one_program_each():

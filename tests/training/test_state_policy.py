@@ -39,6 +39,16 @@ def test_an_output_is_returned_beside_the_output(values):
         np.testing.assert_allclose(weights, sown["attention"]["weights"][0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["intermediates", "intermediates/feature", "intermediates/.*"])
+def test_one_of_the_intermediates_is_an_output(values, pattern):
+    layer = FlaxLayer(Rich(), state_policy={pattern: "output"}, seed=0)
+    _, beside = layer(X)
+    _, sown = Rich().apply(values(layer.params), X, mutable=["intermediates"])
+    ((name, (feature,)),) = beside.items()
+    assert name == "intermediates/feature"
+    np.testing.assert_allclose(feature, sown["intermediates"]["feature"][0], rtol=1e-6)
+
+
 class Averaged(hk.Module):
     """State as Haiku models keep it: an average, and a figure to look at."""
 
