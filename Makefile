@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 # Two goals must not install into the same environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench benchmarks clean
 
 help:  ## list the goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,18 +31,20 @@ lint: $(VENV)/.lint  ## check style and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-bench: $(VENV)/.demo  ## measure what the layers and their options cost
-	$(RUN) benchmarks/overhead.py
-	$(RUN) benchmarks/training.py
-	$(RUN) benchmarks/programs.py
-	$(RUN) benchmarks/checkpoints.py
+bench:  ## measure what the layers and their options cost
+	@$(MAKE) --no-print-directory VENV=.venv-bench benchmarks
+
+BENCHMARKS := overhead once leaves steps training programs checkpoints scaling report
+
+benchmarks: $(VENV)/.bench
+	for name in $(BENCHMARKS); do $(RUN) benchmarks/$$name.py || exit; done
 
 clean:  ## remove the environment and all that was built
-	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps are files inside .venv, so that they go when it goes. One per dependency group:
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.pip pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.pip pyproject.toml
 	$(RUN) -m pip install --editable . --group $*
 	@touch $@
 
