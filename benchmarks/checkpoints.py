@@ -1,6 +1,6 @@
 """What saving and loading variables costs: memory beside the variables' own, and speed.
 
-    python benchmarks/checkpoints.py            # about 200 MB of variables
+    python benchmarks/checkpoints.py            # about 200 MB; results/checkpoints.json
     python benchmarks/checkpoints.py --quick    # a tenth of that
 
 Every figure is from a fresh process, whose peak memory (VmHWM) is reset when the layer is built.
@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from measuring import memory, parser, write
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -47,13 +49,6 @@ def make_layer(depth: int) -> tuple[object, int]:
     return layer, sum(np.prod(v.shape, dtype=int) * 4 for v in layer.weights)
 
 
-def peak() -> int:
-    """The most memory that this process has had since it was reset, in bytes."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def measure(action: str, path: str, depth: int) -> dict[str, float]:
     """One save or load, in this process."""
     layer, size = make_layer(depth)
@@ -63,10 +58,10 @@ def measure(action: str, path: str, depth: int) -> dict[str, float]:
         small.save_variables(f"{folder}/small{pathlib.Path(path).suffix}")  # type: ignore[attr-defined]
         del small
     pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before, start = peak(), time.perf_counter()
+    before, start = memory("VmHWM"), time.perf_counter()
     run(path)
     return {
-        "memory": (peak() - before) / size,
+        "memory": (memory("VmHWM") - before) / size,
         "throughput": size / 1e6 / (time.perf_counter() - start),
     }
 
@@ -81,25 +76,28 @@ def in_new_process(*arguments: str) -> dict[str, float]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the variables")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = options_of.parse_args()
     if options.one:
         action, path, depth = options.one
         print(json.dumps(measure(action, path, int(depth))))
         return
     depth = 1 if options.quick else DEPTH
-    print(f"{depth * WIDTH * WIDTH * 4 / 1e6:.0f} MB of variables")
+    size = depth * WIDTH * WIDTH * 4 / 1e6
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    print(f"{size:.0f} MB of variables")
     print(f"{'format':12} {'action':6} {'memory':>7} {'MB/s':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for name in FORMATS:
             for action in ("save", "load"):
                 figures = in_new_process(action, f"{folder}/model.{name}", str(depth))
+                results.setdefault(name, {})[action] = figures
                 print(
                     f"{name:12} {action:6} {figures['memory']:7.2f} {figures['throughput']:7.0f}",
                     flush=True,
                 )
+    write(options.results, "checkpoints", {"MB": size, "formats": results})
 
 
 if __name__ == "__main__":

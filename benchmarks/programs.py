@@ -27,6 +27,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import parser, write
 
 SHAPES = {
     "mlp": (32, 128),
@@ -160,18 +161,17 @@ def measure(name: str, folder: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures all models, or one side of one in a child process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--child", nargs=3)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
+    arguments = options.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
-            one = results[name] = measure(name, folder, arguments.repeats)
+            one = results[name] = measure(name, folder, 1 if arguments.quick else 3)
             print(
                 f"{name}: program {one['bytes'] / 1e3:.0f} KB beside weights of "
                 f"{one['weights'] / 1e3:.0f} KB; exported in {one['export']:.1f} s"
@@ -179,9 +179,7 @@ def main() -> None:
             for key, native in one["times"]["native"].items():
                 program = one["times"]["program"][key]
                 print(f"  {key:18} native {native * 1e3:9.1f} ms   program {program * 1e3:9.1f} ms")
-    out = pathlib.Path(__file__).parent / "results" / "programs.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"jax": jax.__version__, "models": results}, indent=2) + "\n")
+    write(arguments.results, "programs", {"models": results})
 
 
 if __name__ == "__main__":

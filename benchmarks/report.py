@@ -1,4 +1,4 @@
-"""Tables and pictures out of results/*.json, into README.md and docs/performance.md.
+"""Tables and pictures out of results/*.json, into README.md and docs/.
 
 python benchmarks/report.py
 """
@@ -138,6 +138,39 @@ memory in a long life: {", ".join(grown)}. Largest relative difference between t
 {", ".join(curves)}."""
 
 
+def programs_table(models: dict[str, Row]) -> str:
+    """What a stored program costs beside the model itself."""
+    lines = []
+    for name, row in models.items():
+        native, program = row["times"]["native"], row["times"]["program"]
+        ratios = [f"{program[key] / native[key]:.2f}" for key in ("prediction", "gradient")]
+        sizes = [f"{row['bytes'] / 1e3:.0f} KB", f"{row['weights'] / 1e6:.2g} MB"]
+        lines.append([PROGRAMS[name], *sizes, f"{program['config to layer']:.2f} s", *ratios])
+    head = ("model", "program in the file", "its weights", "read and checked")
+    return table((*head, "prediction, program / native", "gradient, program / native"), lines)
+
+
+PROGRAMS = {
+    "mlp": "MLP, 10 layers",
+    "cnn": "CNN, 3 blocks",
+    "transformer": "transformer, 12 layers",
+    "resnet50": "`hk.nets.ResNet50`",
+}
+
+
+def checkpoints_table(found: Row) -> str:
+    """Memory of saving and loading beyond the variables, and speed."""
+    lines = [
+        [
+            name,
+            *(f"{one[action]['memory']:.2f}" for action in one),
+            *(f"{one[action]['throughput']:.0f}" for action in one),
+        ]
+        for name, one in found["formats"].items()
+    ]
+    return table(("format", "save", "load", "save, MB/s", "load, MB/s"), lines)
+
+
 def draw_ratios(rows: Sequence[Row], path: pathlib.Path) -> None:
     """Bars of ratios, a panel for each figure."""
     shown = ("eager call", "fit step", "build", "build memory", "first fit")
@@ -200,6 +233,11 @@ def main() -> None:
     replace_between(performance, "leaves", leaves_table(leaves) + conditions("leaves"))
     training = json.loads((RESULTS / "training.json").read_text())
     replace_between(performance, "options", options_table(training))
+    saving = ROOT / "docs" / "saving.md"
+    found = json.loads((RESULTS / "programs.json").read_text())
+    replace_between(saving, "programs", programs_table(found["models"]) + conditions("programs"))
+    found = json.loads((RESULTS / "checkpoints.json").read_text())
+    replace_between(saving, "checkpoints", checkpoints_table(found) + conditions("checkpoints"))
 
 
 if __name__ == "__main__":

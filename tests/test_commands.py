@@ -121,7 +121,7 @@ def test_reports_are_made_of_the_results(tmp_path):
         picture.unlink()
     done = python(tmp_path / "benchmarks" / "report.py")
     assert done.returncode == 0, done.stderr
-    for name in ("README.md", "docs/performance.md"):
+    for name in ("README.md", "docs/performance.md", "docs/saving.md"):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
     for name in ("overhead.svg", "leaves.svg"):
         assert (results / name).stat().st_size > 10_000
@@ -142,19 +142,18 @@ def test_training_benchmark_prints_its_tables(tmp_path):
 
 @pytest.mark.slow
 def test_programs_benchmark_prints_sizes_and_times(tmp_path):
-    for name in ("programs.py", "models.py"):
-        (tmp_path / name).write_text((ROOT / "benchmarks" / name).read_text())
-    done = python(tmp_path / "programs.py", "--models", "mlp", "--repeats", "1")
+    options = ("--quick", "--models", "mlp", "--results", tmp_path)
+    done = python(ROOT / "benchmarks" / "programs.py", *options)
     assert done.returncode == 0, done.stderr
     assert re.search(r"mlp: program \d+ KB beside weights of \d+ KB", done.stdout), done.stdout
-    assert (tmp_path / "results" / "programs.json").exists()
+    assert (tmp_path / "programs.json").exists()
 
 
 @pytest.mark.slow
 def test_checkpoints_benchmark_prints_memory(tmp_path):
-    script = tmp_path / "checkpoints.py"
-    script.write_text((ROOT / "benchmarks" / "checkpoints.py").read_text())
-    done = python(script, "--quick")
+    done = python(ROOT / "benchmarks" / "checkpoints.py", "--quick", "--results", tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("msgpack", "safetensors", "npz", "orbax"):
-        assert name in done.stdout
+    formats = ["msgpack", "safetensors", "npz", "orbax"]
+    assert list(json.loads((tmp_path / "checkpoints.json").read_text())["formats"]) == formats
+    for name in formats:
+        assert re.search(rf"^{name} +load +[\d.]+ +\d+$", done.stdout, re.M), done.stdout

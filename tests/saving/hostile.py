@@ -178,7 +178,12 @@ class Watch:
 def _is_trial(arguments):
     """Whether a process is begun that does nothing but read a program before this one does."""
     trial = sys.modules.get("jaxlayer_core.program.trial")  # to import is no matter of an audit
-    return trial is not None and list(arguments[1]) == [sys.executable, "-c", trial._READ, *sys.path]
+    return trial is not None and list(arguments[1]) == [
+        sys.executable,
+        "-c",
+        trial._READ,
+        *sys.path,
+    ]
 
 
 def limit_memory():
