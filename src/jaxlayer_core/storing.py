@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -72,8 +72,8 @@ class StoringLayer(TreeLayer):
         Args:
             source: a file or folder, of a format that its suffix tells: `.msgpack`,
                 `.safetensors`, `.npz`, or an Orbax folder; or a pytree of arrays: what
-                `init` or a training loop of the model's framework gives. A file is never
-                unpickled.
+                `init` or a training loop of the model's framework gives, such as a trained
+                module of NNX or Equinox. A file is never unpickled.
             prefix: where in the source the variables stand, such as `"params"` in a train state.
                 What is beside it is left out.
             rename: regular expression to replacement, applied to the source's paths behind the
@@ -113,12 +113,21 @@ class StoringLayer(TreeLayer):
         return checkpoints.load(
             self.name,
             (self._params, self._state),
-            source,
+            source if isinstance(source, str | os.PathLike) else self._named_tree(source),
             prefix=prefix,
             rename=rename,
             strict=strict,
             format=format,
+            passed_over=self._passed_over(),
         )
+
+    def _named_tree(self, tree: PyTree) -> PyTree:
+        """What stands for the model in its framework, as a tree with the layer's own paths."""
+        return tree
+
+    def _passed_over(self) -> Collection[str]:
+        """Paths that the framework's own trees have, and that are no variables of the layer."""
+        return ()
 
     def save_variables(
         self,

@@ -113,6 +113,14 @@ class EquinoxLayer(ModuleLayer):
         module, state = self._model.restore(*super().variables_tree())
         return (module, state) if self._model.is_stateful else module
 
+    def _named_tree(self, tree: Any) -> Any:
+        if isinstance(tree, eqx.Module):
+            return states.named(tree)
+        match tree:
+            case eqx.Module() as module, eqx.nn.State() as state:
+                return states.named(states.join(module, state))
+        return tree
+
     def get_config(self) -> dict[str, Any]:
         """Config with the module as Keras serialises it; its arrays are weights."""
         return {

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 
 from jaxlayer_core import StructureError, paths
-from jaxlayer_equinox.trees import Template
+from jaxlayer_equinox.trees import Arrays, Template
 
 
 def is_index(node: Any) -> bool:
@@ -43,6 +43,15 @@ def is_apart(module: eqx.Module) -> bool:
     inits = [n.init for n in jax.tree.leaves(module, is_leaf=is_index) if is_index(n)]
     # What Equinox puts there has no public name; it is a module without any field.
     return any(isinstance(init, eqx.Module) and not dataclasses.fields(init) for init in inits)
+
+
+def named(module: eqx.Module) -> dict[str, Arrays]:
+    """The arrays of a module and of its state, if it was not taken out, by the layer's paths."""
+    state: Arrays = {}
+    if not is_apart(module):
+        module, own = eqx.nn.make_with_state(lambda: module)()
+        state = template(module, own).arrays(own)
+    return {"params": Template(module).arrays(module), "state": state}
 
 
 def template(module: eqx.Module, state: eqx.nn.State) -> Template:

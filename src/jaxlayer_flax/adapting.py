@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,14 @@ class FlaxAdapter(Adapter):
             given: the variables, as the user has them.
             state_policy: the user's roles, before `jaxlayer_flax.roles.COLLECTIONS`.
         """
+
+    def collections(self, given: Any) -> Any:
+        """The dict of collections that a thing of the framework holds; others as they are."""
+        return given
+
+    def passed_over(self, obj: Any) -> Collection[str]:
+        """Paths of what a module has beside its variables."""
+        return ()
 
     @abc.abstractmethod
     def live(self, obj: Any, variables: Mapping[str, Any], key: jax.Array) -> Any:

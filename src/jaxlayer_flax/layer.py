@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -140,6 +140,12 @@ class FlaxLayer(ModuleLayer):
         """The values of the variables, as a dict of collections that `module.apply` takes."""
         params, state = super().variables_tree()
         return {**(params or {}), **(state or {})}
+
+    def _named_tree(self, tree: Any) -> Any:
+        return self._adapter.collections(tree)
+
+    def _passed_over(self) -> Collection[str]:
+        return self._adapter.passed_over(self.module)
 
     def to_module(self) -> Any:
         """A module of Flax with copies of the layer's variables, to work with outside of Keras.

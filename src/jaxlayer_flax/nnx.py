@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -74,14 +74,24 @@ class NnxAdapter(FlaxAdapter):
 
         Args:
             obj: the module that they are for.
-            given: a dict of collections, or an `nnx.State`.
+            given: a dict of collections, an `nnx.State`, or a module that holds them.
             state_policy: the user's roles, before `jaxlayer_flax.roles.COLLECTIONS`.
         """
-        if isinstance(given, nnx.State):
-            given = Parts(None, nnx.to_flat_state(given)).variables()
         parts = source_of(obj, self._rngs).parts
-        params, state = _collections(parts, state_policy).split(given)
+        params, state = _collections(parts, state_policy).split(self.collections(given))
         return params or None, state or None
+
+    def collections(self, given: Any) -> Any:
+        """The collections of a module or an `nnx.State`; others as they are."""
+        if isinstance(given, nnx.Module):
+            return Parts.of(given).variables()
+        if isinstance(given, nnx.State):
+            return Parts(None, nnx.to_flat_state(given)).variables()
+        return given
+
+    def passed_over(self, obj: Any) -> Collection[str]:
+        """Paths of the states of random streams, which a module's own state has, too."""
+        return source_of(obj, self._rngs).parts.streams()
 
     def live(self, obj: Any, variables: Mapping[str, Any], key: jax.Array) -> nnx.Module:
         """A module with these variables, and random streams that start from a key.

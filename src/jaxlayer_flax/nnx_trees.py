@@ -57,6 +57,11 @@ class Parts(NamedTuple):
         """The same, each value with the mesh axes that its variable names."""
         return nested({path: annotated(leaf, as_arrays(raw(leaf))) for path, leaf in self._owned()})
 
+    def streams(self) -> set[str]:
+        """Paths of the states of random streams, as files may have them."""
+        paths = ("/".join(names_of(path)) for path, leaf in self.leaves if is_rng_state(leaf))
+        return {name for path in paths for name in (path, f"{path}/value")}
+
     def as_it_is(self) -> Any:
         """A new module with the same values, be they specs."""
         leaves = [(path, replace(leaf, raw(leaf))) for path, leaf in self.leaves]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ def load(
     rename: Mapping[str, str] | None = None,
     strict: bool = True,
     format: str | Format | type[Format] | None = None,
+    passed_over: Collection[str] = (),
 ) -> Loaded:
     """Loads variables; see `StoringLayer.load_variables`.
 
@@ -59,6 +60,7 @@ def load(
         rename: regular expression to replacement, for the source's paths.
         strict: whether everything must fit.
         format: of the file; None to go by its suffix.
+        passed_over: paths of the model that are no variables of the layer.
 
     Raises:
         StructureError: names, shapes or dtypes do not fit. Nothing is loaded then.
@@ -72,7 +74,8 @@ def load(
             n: v for tree in trees for n, v in zip(tree.names, tree.variables, strict=True)
         }
         own = [tree.names for tree in trees]
-        names = naming.translate(found.specs, own, prefix, rename or {})
+        translated = naming.translate(found.specs, own, prefix, rename or {})
+        names = {n: path for n, path in translated.items() if path not in passed_over}
         mismatch = matching.compare(
             {path: _spec(variable) for path, variable in variables.items()},
             {path: found.specs[name] for name, path in names.items()},
