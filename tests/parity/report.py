@@ -99,7 +99,9 @@ def summary(results: dict[str, Any]) -> str:
             cells.append(f"{able.count('passed')} of {len(able)}" if able else "-")
         lines.append(cells)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return f"{table(['models', *PROPERTIES.values()], lines)}\n\n({versions}.)"
+    absent = sum(len(models) - len(tried(results, models)) for models in results["groups"].values())
+    rest = f" {absent} more are of packages that were not installed." if absent else ""
+    return f"{table(['models', *PROPERTIES.values()], lines)}\n\n({versions}.{rest})"
 
 
 def details(results: dict[str, Any]) -> str:

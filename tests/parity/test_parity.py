@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 
-from jaxlayer_core import ProgramLayer, as_layer, key_from_seed
+from jaxlayer_core import ProgramLayer, as_layer, key_from_seed, source, trusting
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_equinox import EquinoxLayer
 from jaxlayer_flax import FlaxLayer
@@ -28,6 +28,7 @@ from . import (
     function_cases,
     haiku_cases,
     linen_cases,
+    naming,
     nnx_cases,
     pypi_cases,
 )
@@ -294,10 +295,19 @@ def _called(subject: Subject, layer: Any, training: bool) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:The program that is saved for")  # it takes the sizes seen only
-def test_config(subject):
-    """The layer's config, as JSON, makes the same layer."""
+def test_config(subject, monkeypatch):
+    """The layer's config, as JSON, makes the same layer where only modules can be imported.
+
+    The user trusts the packages that the model is from, by name.
+    """
     layer = subject.fresh()
-    again = stored(layer, keras.saving.serialize_keras_object(layer), safe_mode=False)
+    naming.give_names(subject.model)
+    config = keras.saving.serialize_keras_object(layer)
+    monkeypatch.setattr(source, "_LIVE", {})  # as in another process
+    if reason := config["config"]["source"].get("reason"):
+        pytest.skip(f"{subject.case.name} is saved as a program: {reason}")
+    with trusting(*naming.packages(subject.case)):
+        again = stored(layer, config, safe_mode=True)
     assert type(again) is type(layer)
     assert_runs_alike(subject, again)
 
