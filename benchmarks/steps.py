@@ -25,7 +25,7 @@ import optax
 from documents import ROOT, replace_between
 from measuring import RESULTS, interleave, parser, row, seconds, show, write
 
-from jaxlayer import FlaxLayer, scan_steps
+from jaxlayer import FlaxLayer, OptaxOptimizer, scan_steps
 
 BATCH, FEATURES, STEPS, GROUP = 32, 32, 512, 32
 NAMES = {"native scan": "by hand, `jax.lax.scan`", "ours": "jaxlayer", "keras": "Keras' own layers"}
@@ -70,18 +70,30 @@ def by_hand(x: np.ndarray, y: np.ndarray, scanned: bool) -> Callable[[], Any]:
     return epoch
 
 
-def in_keras(x: np.ndarray, y: np.ndarray, layer: Any, steps: int, scanned: bool) -> Any:
+def in_keras(
+    x: np.ndarray,
+    y: np.ndarray,
+    layer: Any,
+    steps: int = 1,
+    scanned: bool = False,
+    optimizer: Callable[[], Any] = lambda: keras.optimizers.Adam(1e-3),
+) -> Callable[[], None]:
     """An epoch of `fit`."""
     model = keras.Sequential([keras.Input((FEATURES,)), layer])
     if scanned:
         scan_steps(model)
-    model.compile(keras.optimizers.Adam(1e-3), "mse", steps_per_execution=steps)
+    model.compile(optimizer(), "mse", steps_per_execution=steps)
     run = functools.partial(model.fit, batch_size=BATCH, shuffle=False, verbose=0)
 
     def epoch() -> None:
         run(x, y)
 
     return epoch
+
+
+def in_optax() -> OptaxOptimizer:
+    """Adam of Optax."""
+    return OptaxOptimizer(optax.adam(1e-3))
 
 
 def main() -> None:
@@ -92,9 +104,11 @@ def main() -> None:
     layers = {"ours": lambda: FlaxLayer(module(), seed=0), "keras": own_layers}
     kinds = {"native": by_hand(x, y, False), "native scan": by_hand(x, y, True)}
     for side, make in layers.items():
-        kinds[side] = in_keras(x, y, make(), 1, False)
-        kinds[f"{side}, steps_per_execution={GROUP}"] = in_keras(x, y, make(), GROUP, False)
-        kinds[f"{side}, scan_steps"] = in_keras(x, y, make(), GROUP, True)
+        kinds[side] = in_keras(x, y, make())
+        kinds[f"{side}, steps_per_execution={GROUP}"] = in_keras(x, y, make(), GROUP)
+        kinds[f"{side}, scan_steps"] = in_keras(x, y, make(), GROUP, scanned=True)
+        if side == "ours":
+            kinds[f"{side}, OptaxOptimizer"] = in_keras(x, y, make(), optimizer=in_optax)
     for run in kinds.values():
         run()
 

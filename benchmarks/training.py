@@ -11,11 +11,8 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +27,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
+from measuring import memory, parser, write
 
 from jaxlayer import FlaxLayer, HaikuLayer
 from jaxlayer_core import key_from_seed, stream_key
@@ -239,9 +237,7 @@ def remat_memory() -> list[dict[str, Any]]:
 def resident() -> float:
     """MiB of this process (Linux)."""
     gc.collect()
-    status = pathlib.Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    return memory("VmRSS") / 2**20
 
 
 def growth(run: Callable[[], Any], warm: int, times: int) -> dict[str, float]:
@@ -277,9 +273,8 @@ def long_life(quick: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures everything and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and steps")
-    quick = parser.parse_args().quick
+    arguments = parser(__doc__).parse_args()
+    quick = arguments.quick
     results = {
         "loss curves": [loss_curves(f, 20 if quick else 200) for f in ("haiku", "flax")],
         "step time": step_times(2 if quick else 9),
@@ -295,10 +290,7 @@ def main() -> None:
                 if name != "spread"
             )
             print("  " + "   ".join(shown))
-    out = pathlib.Path(__file__).parent / "results" / "training.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nwritten to {os.path.relpath(out)}")
+    write(arguments.results, "training", results)
 
 
 if __name__ == "__main__":
