@@ -1,5 +1,6 @@
 """The formulas of docs/scaling.md, and models that are laid out without being there."""
 
+import json
 import os
 import pathlib
 import re
@@ -32,7 +33,10 @@ def check(row):
     """Not in the formulas: the loss, the metrics, and what XLA saves on a small mesh."""
     ours, formula, native = row["ours"], row["formula"], row["native"]
     assert ours["state"] == pytest.approx(formula["state"], rel=0.02), row
-    assert ours["communicated"] == pytest.approx(formula["communicated"], rel=0.06), row
+    # Split over two devices, the gradients of the embedding's table are not added up by XLA.
+    is_smallest = row["mode"] == "sharded" and row["devices"] == 2
+    near = pytest.approx(formula["communicated"], rel=0.06 if is_smallest else 0.02)
+    assert ours["communicated"] == near, row
     # What the block needs that the backward pass is at is an estimate.
     assert ours["between"] == pytest.approx(formula["between"], rel=0.25), row
     # Keras' metrics are all that comes on top of a step by hand.
@@ -40,6 +44,12 @@ def check(row):
     added = ours["communicated"] - native["communicated"]
     assert 0 <= added <= 0.002 * native["communicated"], row
     assert ours["between"] == pytest.approx(native["between"], rel=0.05), row
+
+
+def test_formulas_are_what_the_table_has():
+    """Of every row that `benchmarks/scaling.py` wrote into the document."""
+    for row in json.loads((ROOT / "benchmarks" / "results" / "scaling.json").read_text()):
+        check(row)
 
 
 @pytest.mark.slow
@@ -123,6 +133,12 @@ def test_seven_billion_params_on_256_devices():
     assert (between - two) / 30 == pytest.approx(128 + 3, rel=0.01)
     for mesh in ((64, 4), (32, 8)):
         check_seven_billion("--mesh", *mesh)
+
+
+@pytest.mark.slow
+def test_seven_billion_params_without_remat():
+    _, between = check_seven_billion("--no-remat")
+    assert between > 40 * 1024
 
 
 # The mechanism.
