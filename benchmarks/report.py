@@ -261,7 +261,7 @@ def main() -> None:
     replace_between(performance, "aims", aims_table(rows, leaves))
     replace_between(performance, "leaves", leaves_table(leaves) + conditions("leaves"))
     training = json.loads((RESULTS / "training.json").read_text())
-    replace_between(performance, "options", options_table(training))
+    replace_between(performance, "options", options_table(training) + conditions("training"))
     saving = ROOT / "docs" / "saving.md"
     found = json.loads((RESULTS / "programs.json").read_text())
     replace_between(saving, "programs", programs_table(found["models"]) + conditions("programs"))
