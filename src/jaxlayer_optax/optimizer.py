@@ -54,7 +54,9 @@ class OptaxOptimizer(UpdatingOptimizer):
         gradient_accumulation_steps: Keras gives Optax the mean gradients of so many steps. Extra
             arguments are then not given, as there are none for the mean.
         weight_decay: Keras' own, which is refused: it is an argument of Optax' functions.
-        name: the optimizer's name.
+        name: the optimizer's name, with which the paths of its variables begin. Keras' Orbax
+            checkpoints go by these paths, and skip what they do not find; so it is always the
+            same, and two optimizers of one `MultiOptimizer` need names of their own for them.
 
     Raises:
         OptaxError: `tx` is no transformation and makes none, or an option does not go with it.
@@ -84,7 +86,7 @@ class OptaxOptimizer(UpdatingOptimizer):
         loss_scale_factor: float | None = None,
         gradient_accumulation_steps: int | None = None,
         weight_decay: None = None,
-        name: str | None = None,
+        name: str = "optax_optimizer",
     ) -> None:
         if weight_decay is not None:
             raise OptaxError(NO_DECAY)
@@ -175,7 +177,7 @@ def as_optimizer(tx: Any, learning_rate: Any = None, **options: Any) -> keras.op
     Example:
         >>> import optax
         >>> as_optimizer(optax.sgd(0.1)).name
-        'optax_optimizer...'
+        'optax_optimizer'
     """
     if isinstance(tx, keras.optimizers.Optimizer) and learning_rate is None and not options:
         return tx

@@ -97,6 +97,54 @@ class StatefulOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # ke
         self._built_state()
         return self._weights.nest([jnp.array(value) for value in self._weights.values()])
 
+    def nest(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Values or gradients of the weights as Optax takes them: a nested dict.
+
+        Args:
+            values: one for each weight, in the order that the optimizer was built with.
+
+        Raises:
+            BuildError: the optimizer is not built.
+            StructureError: there are more or fewer than weights.
+
+        Example:
+            >>> import optax
+            >>> from jaxlayer_optax import OptaxOptimizer
+            >>> optimizer = OptaxOptimizer(optax.adam(1e-3))
+            >>> optimizer.build([keras.Variable([1.0, 2.0], name="weight")])
+            >>> optimizer.nest(["gradient"])
+            {'weight': 'gradient'}
+            >>> optimizer.flatten({"weight": "gradient"})
+            ['gradient']
+        """
+        self._built_state()
+        if len(values) != len(self._weights.variables):
+            raise StructureError(
+                f"{self.name}.nest takes a value for each of the {len(self._weights.variables)} "
+                f"weights, and got {len(values)}. Give those of model.trainable_variables."
+            )
+        return self._weights.nest(values)
+
+    def flatten(self, tree: PyTree) -> list[Any]:
+        """What a nested dict has for each weight, as Keras takes it: the reverse of `nest`.
+
+        Args:
+            tree: a dict like `weights_tree()`.
+
+        Raises:
+            BuildError: the optimizer is not built.
+            StructureError: it is another tree.
+        """
+        self._built_state()
+        try:
+            return self._weights.flatten(tree)
+        except ValueError as error:
+            raise StructureError(
+                f"{self.name}.flatten takes a nested dict of the weights by path, as "
+                f"optimizer.weights_tree() gives it, and got another tree: {error}",
+                cause=error,
+            ) from error
+
     @contextlib.contextmanager
     def swapped(self, function: Callable[[PyTree, PyTree], PyTree]) -> Iterator[None]:
         """Puts other values into the weights, for a `with` block.
@@ -164,16 +212,14 @@ class StatefulOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # ke
         except JaxLayerError:
             raise
         except Exception as error:
-            raise OptaxError(
-                f"The {what} of the transformation of {self.name} raised {type(error).__name__}: "
-                f"{error}. It works on one nested dict of the weights by path, and one of "
-                f"gradients.{self._hint(what)}",
-                cause=error,
-            ) from error
+            raise OptaxError(self._explain(what, error), cause=error) from error
 
-    def _hint(self, what: str) -> str:
-        """What may help beside the error of a user's function."""
-        return ""
+    def _explain(self, what: str, error: Exception) -> str:
+        """What to say of an error of a user's function."""
+        return (
+            f"The {what} of the transformation of {self.name} raised {type(error).__name__}: "
+            f"{error}. It works on one nested dict of the weights by path, and one of gradients."
+        )
 
     # The learning rate.
 

@@ -146,11 +146,20 @@ class UpdatingOptimizer(StatefulOptimizer):
         extra_args = self._extra_args.collect(
             update, self._weights, gradients, self._changing_option()
         )
-        updates, new_state = update(gradients, state, params, **extra_args)
+        updates, new_state = self._extra_args.call(update, extra_args, gradients, state, params)
         return optax.apply_updates(params, updates), new_state
 
-    def _hint(self, what: str) -> str:
-        return self._extra_args.explain() if what == "update" else ""
+    def _explain(self, what: str, error: Exception) -> str:
+        raised = super()._explain(what, error)
+        if what != "update":
+            return raised
+        needs, may_need = self._extra_args.explain(error)
+        if needs:
+            kind = type(error).__name__
+            return (
+                f"The transformation of {self.name} needs {needs} Its update raised {kind}: {error}"
+            )
+        return f"{raised} It may need {may_need}" if may_need else raised
 
     def _changing_option(self) -> str | None:
         """The option by which Keras makes other gradients of those of the loss."""

@@ -158,12 +158,12 @@ def test_weight_decay_of_keras():
         (
             optax.polyak_sgd,
             {"gradient_accumulation_steps": 2},
-            r"`value`: gradient_.*MultiSteps",
+            r"`value`, and is not given it: gradient_.*MultiSteps",
         ),
         (
             optax.lbfgs,
             {"global_clipnorm": 1.0},
-            r"`grad`: global_clipnorm= .*optax\.chain",
+            r"`grad`, and is not given it: global_clipnorm= .*optax\.chain",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from jaxlayer_core import BuildError, PatternError, StructureError
 from jaxlayer_optax import Labels, Matching, OptaxError, as_optimizer
 from jaxlayer_optax.weights import Weights
 
-from .models import DATA, OneDense, X, Y, made, native
+from .models import DATA, made, native
 
 
 def variables(*paths):
@@ -42,6 +42,16 @@ def test_names(paths, expected):
     weights = Weights(variables(*paths))
     assert weights.nest(range(len(paths))) == expected
     assert weights.flatten(expected) == list(range(len(paths)))
+
+
+def test_other_values_than_of_the_weights():
+    optimizer = as_optimizer(optax.sgd(0.1))
+    optimizer.build(variables("a/b", "c"))
+    assert optimizer.flatten(optimizer.nest([1, 2])) == [1, 2]
+    with pytest.raises(StructureError, match="a value for each of the 2 weights, and got 3"):
+        optimizer.nest([1, 2, 3])
+    with pytest.raises(StructureError, match=r"flatten takes a nested dict .* got another"):
+        optimizer.flatten({"a": 1, "c": 2})
 
 
 def test_variables_are_named_by_the_weights():
@@ -216,7 +226,26 @@ def test_keras_sends_weights_to_several():
     assert set(fast.weights_tree()) == {"dense"}
 
 
-# What a transformation needs and is not given, or cannot do.
+@pytest.mark.skipif(not hasattr(keras.optimizers, "OptimizerMap"), reason="Keras has none yet")
+def test_keras_sends_a_weight_to_two():
+    other, one, two = (as_optimizer(optax.sgd(0.1)) for _ in range(3))
+    choose = keras.optimizers.OptimizerMap(other, {".*flax.*": one, ".*kernel.*": two})
+    model = made()
+    model.compile(keras.optimizers.MultiOptimizer(choose), "mse")
+    with pytest.raises(ValueError, match="Multiple optimizers assigned to variable flax/params"):
+        model.fit(**DATA)
+
+
+def test_two_that_take_turns():
+    """A weight may get another optimizer while the old one is still there."""
+    weight = variables("weight")
+    first, second = as_optimizer(optax.sgd(0.5)), as_optimizer(optax.sgd(0.25))
+    for optimizer in (first, second, first):
+        optimizer.apply([jnp.ones(1)], weight)
+    assert float(weight[0][0]) == -1.25
+
+
+# What a transformation cannot do.
 
 
 def nothing(params):
@@ -248,47 +277,6 @@ def test_an_init_that_raises():
     assert "no corresponding transformation" in message
 
 
-class OwnStep(OneDense):
-    def train_step(self, state, data):
-        trainable, rest, optimizer, metrics = state
-        trainable, optimizer = self.optimizer.stateless_apply(optimizer, trainable, trainable)
-        return {}, (trainable, rest, optimizer, metrics)
-
-
-def test_a_value_that_only_keras_own_step_has():
-    model = OwnStep()
-    model(X)
-    model.compile(as_optimizer(optax.polyak_sgd()), "mse")
-    with pytest.raises(OptaxError) as caught:
-        model.fit(X, Y, verbose=0)
-    assert "It is not given `value`: this is not Keras' own train step." in str(caught.value)
-    assert "optimizer.extra_args(value=...)" in str(caught.value)
-
-
-def test_the_step_of_another_model():
-    """What is updated inside of the step of another model's weights does not get its loss."""
-    (weight,) = variables("other")
-    inner = as_optimizer(optax.polyak_sgd())
-    inner.build([weight])
-
-    class Outer(keras.optimizers.SGD):
-        def update_step(self, gradient, variable, learning_rate):
-            inner.apply([jnp.ones(1)], [weight])
-
-    model = made()
-    model.compile(Outer(), "mse")
-    with pytest.raises(OptaxError, match="It is not given `value`: this is not Keras' own"):
-        model.fit(**DATA)
-
-
-def test_an_argument_that_keras_does_not_have():
-    def update(updates, state, params=None, *, batch_size, **extra_args):
-        return updates, state
-
-    tx = optax.GradientTransformationExtraArgs(nothing, update)
-    assert "missing 1 required keyword-only argument: 'batch_size'" in message_of(as_optimizer(tx))
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_other_trees_than_the_weights():
     """Two sets of weights, and a gradient for each example: Keras has neither."""
@@ -309,8 +297,23 @@ def test_a_state_that_changes():
         model.fit(**DATA)
 
 
+@pytest.mark.skipif(not hasattr(optax, "monitor"), reason="Optax has none yet")
+def test_a_monitor():
+    """Its measurements are no part of its first state."""
+    monitor = optax.monitor({"norm": optax.tree.norm})
+    (weight,) = variables("weight")
+    with pytest.raises(StructureError, match=r"was not initialised with: \['measurements/norm'\]"):
+        as_optimizer(monitor).apply([jnp.ones(1)], [weight])
+
+
 def test_before_it_is_built():
     optimizer = as_optimizer(optax.adam(1e-3))
-    for use in (optimizer.state_tree, optimizer.weights_tree, lambda: optimizer.state):
+    for use in (
+        optimizer.state_tree,
+        optimizer.weights_tree,
+        lambda: optimizer.state,
+        lambda: optimizer.nest([]),
+        lambda: optimizer.flatten({}),
+    ):
         with pytest.raises(BuildError, match=r"no state before it is built.*optimizer\.build"):
             use()
