@@ -39,7 +39,11 @@ def give_names(obj: Any) -> None:
 
 def packages(case: Case) -> list[str]:
     """Import names of the packages that a case is from: its distributions' and our own."""
-    wanted = {re.split("[=<>!~]", word)[0] for word in case.requires.split()}
+    wanted = {_normal(re.split("[=<>!~]", word)[0]) for word in case.requires.split()}
     names = metadata.packages_distributions().items()
-    found = [name for name, distributions in names if wanted & {*distributions}]
+    found = [name for name, distributions in names if wanted & {*map(_normal, distributions)}]
     return [*filter(str.isidentifier, found), __package__, MODULE.__name__]
+
+
+def _normal(distribution: str) -> str:
+    return re.sub("[-_.]+", "-", distribution).lower()
