@@ -3,16 +3,25 @@
 import tempfile
 import warnings
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 from keras import distribution as kd
 
-from jaxlayer import FlaxLayer, HaikuLayer, check_layout_map, layout_map_from, scan_steps
+from jaxlayer import (
+    EquinoxLayer,
+    FlaxLayer,
+    HaikuLayer,
+    check_layout_map,
+    layout_map_from,
+    scan_steps,
+)
 from jaxlayer_core import key_from_seed
 
 X = np.random.default_rng(0).normal(size=(32, 16)).astype("float32")
@@ -64,6 +73,39 @@ def haiku_plain(x, is_training):
     return hk.Linear(8)(jax.nn.relu(x))
 
 
+class NnxPlain(nnx.Module):
+    def __init__(self, *, rngs):
+        self.first = nnx.Linear(16, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(16, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+def equinox_plain(key):
+    """Each example is called by itself; the batch is an axis with a name."""
+    one, two = jax.random.split(key)
+    return eqx.nn.Sequential(
+        [
+            eqx.nn.Linear(16, 16, key=one),
+            eqx.nn.BatchNorm(16, "batch", momentum=0.9, mode="batch"),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Dropout(0.5),
+            eqx.nn.Linear(16, 8, key=two),
+        ]
+    )
+
+
+PLAIN = {
+    "linen": lambda: FlaxLayer(Plain(), seed=1),
+    "haiku": lambda: HaikuLayer(haiku_plain, seed=1),
+    "nnx": lambda: FlaxLayer(NnxPlain, seed=1),
+    "equinox": lambda: EquinoxLayer(equinox_plain, seed=1),
+}
+
+
 def mesh_of(shape=(2, 4), axes=("batch", "model")):
     return kd.DeviceMesh(shape, axes)
 
@@ -88,30 +130,31 @@ def specs(variables):
 
 
 def check_data_parallel_losses():
-    for make in (lambda: FlaxLayer(Plain(), seed=1), lambda: HaikuLayer(haiku_plain, seed=1)):
+    for kind, make in PLAIN.items():
         _, alone = in_fit(make())
         kd.set_distribution(kd.DataParallel(devices=kd.list_devices()))
         layer = make()
         _, together = in_fit(layer)
         assert layer.weights[0].value.sharding.num_devices == 8
-        np.testing.assert_allclose(together, alone, rtol=2e-6)
+        np.testing.assert_allclose(together, alone, rtol=2e-6, err_msg=kind)
         kd.set_distribution(None)
 
 
 def check_data_parallel_batch_statistics():
     """Those of the whole batch, not of one device's part."""
     kd.set_distribution(kd.DataParallel(devices=kd.list_devices()))
-    layer = FlaxLayer(
-        nn.BatchNorm(use_running_average=None, momentum=0.0),
-        seed=1,
-        training_arg="not use_running_average",
-    )
-    model = keras.Sequential([keras.Input((16,)), layer])
-    model.compile("sgd", "mse")
-    model.train_on_batch(X, X)
-    state = layer.variables_tree()["batch_stats"]
-    np.testing.assert_allclose(state["mean"], X.mean(0), atol=1e-6)
-    np.testing.assert_allclose(state["var"], X.var(0), rtol=1e-5)
+    linen = nn.BatchNorm(use_running_average=None, momentum=0.0)
+    for layer in (
+        FlaxLayer(linen, seed=1, training_arg="not use_running_average"),
+        FlaxLayer(nnx.BatchNorm(16, momentum=0.0, rngs=nnx.Rngs(0))),
+        EquinoxLayer(eqx.nn.BatchNorm(16, "batch", momentum=0.0, mode="batch")),
+    ):
+        model = keras.Sequential([keras.Input((16,)), layer])
+        model.compile("sgd", "mse")
+        model.train_on_batch(X, X)
+        mean, var = (v.value for v in layer.non_trainable_weights if v.shape == (16,))
+        np.testing.assert_allclose(mean, X.mean(0), atol=1e-6, err_msg=layer.name)
+        np.testing.assert_allclose(var, X.var(0), rtol=1e-5, err_msg=layer.name)
 
 
 # Annotations and rules.

@@ -10,6 +10,7 @@ import argparse
 import collections
 import copy
 import faulthandler
+import functools
 import json
 import os
 import pathlib
@@ -21,18 +22,22 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it writes files, which the watch reports
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
+from flax import nnx
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import jaxlayer
 from jaxlayer_core import serialization
-from saving import hostile, hostile_cases, importable
+from jaxlayer_optax import Labels, Matching, OptaxOptimizer, as_optimizer
+from saving import hostile, hostile_cases, importable, importable_more
 
 SECONDS = 60
 """For one case."""
@@ -64,13 +69,61 @@ def models():
     yield jaxlayer.JaxLayer(importable.call_fn, importable.init_fn, remat="everything_saveable")
 
 
-def configs():
+def nnx_models():
+    rngs = nnx.Rngs(0)
+    init = nnx.with_partitioning(nnx.initializers.normal(0.1), (None, "model"))
+    with nnx.use_eager_sharding(False):  # there is no mesh
+        first = nnx.Linear(3, 4, kernel_init=init, rngs=rngs)
+    norm, dropout = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+    yield jaxlayer.FlaxLayer(nnx.Sequential(first, norm, dropout, jax.nn.relu), seed=1)
+    yield jaxlayer.FlaxLayer(functools.partial(nnx.Linear, 3, 2, kernel_init=init))
+    yield jaxlayer.FlaxLayer(importable_more.Gated(rngs=rngs), capture=["dense"])
+
+
+def equinox_models():
+    one, two = jax.random.split(jax.random.key(0))
+    norm = eqx.nn.BatchNorm(4, "batch", mode="ema")
+    parts = [eqx.nn.MLP(3, 4, 5, 1, key=one), norm, eqx.nn.Lambda(jax.nn.gelu)]
+    spectral = eqx.nn.SpectralNorm(eqx.nn.Linear(4, 2, key=two), "weight", key=two)
+    parts += [spectral, eqx.nn.WeightNorm(eqx.nn.Linear(2, 2, key=one)), eqx.nn.Dropout(0.5)]
+    yield jaxlayer.EquinoxLayer(eqx.nn.Sequential(parts), seed=1)
+    yield jaxlayer.EquinoxLayer(importable_more.Scaled(two), batch_axis={"x": 0}, axis_name="rows")
+    yield jaxlayer.EquinoxLayer(functools.partial(eqx.nn.Linear, 3, 2), remat=True)
+
+
+def optimizers():
+    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 2, 10)
+    kernels = Matching("kernel$")
+    parts = optax.clip_by_global_norm(0.5), optax.adamw(rate, mask=kernels, mu_dtype="bfloat16")
+    yield as_optimizer(optax.chain(*parts), clipnorm=1.0)
+    fast = optax.inject_hyperparams(optax.adam, static_args="b1")(learning_rate=rate, b1=0.8)
+    labels = Labels({"bias": "slow"}, "fast")
+    yield as_optimizer(optax.multi_transform({"slow": optax.sgd(1e-3), "fast": fast}, labels))
+    yield as_optimizer(optax.MultiSteps(optax.masked(optax.lion(1e-2), kernels), 2))
+    yield OptaxOptimizer(functools.partial(optax.adamw, mask=kernels), 1e-2, use_ema=True)
+    yield OptaxOptimizer(
+        importable_more.clipped_sgd, keras.optimizers.schedules.CosineDecay(0.1, 10)
+    )
+
+
+def bases():
+    """Objects whose configs have all that configs can have, by kind."""
+    layers = {"linen, Haiku, functions": models, "nnx": nnx_models, "equinox": equinox_models}
+    for kind, make in layers.items():
+        for layer in make():
+            layer(np.ones((2, 3), "float32"))
+            yield kind, layer
+    for optimizer in optimizers():
+        yield "optax", optimizer
+
+
+def configs(kinds=None):
     """The configs of these, as a file has them."""
-    found = []
-    for layer in models():
-        layer(np.ones((2, 3), "float32"))
-        found.append(json.loads(json.dumps(keras.saving.serialize_keras_object(layer))))
-    return found
+    return [
+        json.loads(json.dumps(keras.saving.serialize_keras_object(one)))
+        for kind, one in bases()
+        if kinds is None or kind in kinds
+    ]
 
 
 class Mutator:
@@ -150,28 +203,38 @@ class Mutator:
 
 
 def load(config):
-    """Loads a layer as Keras does from a file, and calls it; gives a word for what came of it."""
+    """Loads an object as Keras does from a file, and uses it; gives a word for what came of it."""
     try:
-        layer = keras.saving.deserialize_keras_object(config)
+        loaded = keras.saving.deserialize_keras_object(config)
     except Exception as error:
         return f"refused: {type(error).__name__}"
-    if not isinstance(layer, keras.layers.Layer):
+    if not isinstance(loaded, keras.layers.Layer | keras.optimizers.Optimizer):
         return "another object"
     try:
-        layer.get_config()
-        layer(np.ones((2, 3), "float32"))
+        loaded.get_config()
+        use(loaded)
     except Exception as error:
         return f"loaded, but no call: {type(error).__name__}"
     return "loaded"
 
 
+def use(loaded):
+    """Calls a layer; makes the state of an optimizer, as a loaded model does."""
+    if isinstance(loaded, keras.layers.Layer):
+        loaded(np.ones((2, 3), "float32"))
+        return
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    loaded.build(dense.trainable_variables)
+
+
 class Search:
     """Tries cases, and counts what came of them."""
 
-    def __init__(self):
+    def __init__(self, kinds=None):
         self.counts = collections.Counter()
         self._watch = hostile.Watch()
-        self._configs = configs()
+        self._configs = configs(kinds)
 
     def one_round(self, number, most):
         """Tries cases until one is found to do harm, which raises."""
@@ -211,10 +274,11 @@ def main():
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trusting", action="store_true", help="trust the models of the tests")
+    parser.add_argument("--kinds", nargs="+", help="only objects of these kinds: see bases()")
     arguments = parser.parse_args()
     if arguments.trusting:
-        serialization.trust(importable.__name__)
-    search = Search()
+        serialization.trust(importable.__name__, importable_more.__name__)
+    search = Search(arguments.kinds)
     hostile.limit_memory()
     start, number = time.monotonic(), arguments.seed
     most = ROUND if arguments.minutes > 1 else 50

@@ -11,6 +11,7 @@ where that fails.
 import copy
 import dataclasses
 import faulthandler
+import functools
 import io
 import json
 import os
@@ -33,11 +34,13 @@ class Archive:
     """A saved model: the members of a `.keras` file."""
 
     members: dict
+    place: tuple = ("config", "layers", -1)
+    """Where in the config it is that Keras keeps what is ours: a layer, or an optimizer."""
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path, *place):
         with zipfile.ZipFile(path) as file:
-            return cls({name: file.read(name) for name in file.namelist()})
+            return cls({name: file.read(name) for name in file.namelist()}, *place)
 
     @property
     def config(self):
@@ -45,18 +48,16 @@ class Archive:
 
     @property
     def layer(self):
-        """The part of the config that Keras keeps for our layer, which is the last one."""
-        return self.config["config"]["layers"][-1]
+        """The part of the config that Keras keeps for our layer, or optimizer."""
+        return at(self.config, self.place)
 
     def with_config(self, config):
         text = config if isinstance(config, bytes | str) else json.dumps(config)
         text = text.encode() if isinstance(text, str) else text
-        return Archive({**self.members, CONFIG: text})
+        return dataclasses.replace(self, members={**self.members, CONFIG: text})
 
     def with_layer(self, layer):
-        config = self.config
-        config["config"]["layers"][-1] = layer
-        return self.with_config(config)
+        return self.with_config(replaced(self.config, self.place, layer))
 
     def changed(self, path, value):
         """The archive with another value at a path in what Keras keeps for our layer."""
@@ -118,10 +119,12 @@ def paths(data, path=()):
 _DOING = ("os.", "shutil.", "subprocess.", "socket.", "pty.", "ctypes.", "tempfile.", "urllib.")
 _HARMLESS = {"os.listdir", "os.scandir", "os.walk", "os.fwalk"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# These make classes with `exec` and `eval` of names that they have checked.
-_MAKING_CLASSES = {"collections", "dataclasses", "importlib._bootstrap"}
+# These make classes with `exec` and `eval` of names that they have checked, or of the annotations
+# in a class's source, as NNX has it for each subclass.
+_MAKING_CLASSES = {"collections", "dataclasses", "importlib._bootstrap", "typing"}
 _FRAMEWORKS = {"keras", "jax", "jaxlib", "flax", "haiku", "jaxlayer", "jaxlayer_core", "numpy"}
-_FRAMEWORKS |= {"jaxlayer_haiku", "jaxlayer_flax", "optree", "h5py", "opt_einsum", "ml_dtypes"}
+_FRAMEWORKS |= {"jaxlayer_haiku", "jaxlayer_flax", "jaxlayer_equinox", "jaxlayer_optax"}
+_FRAMEWORKS |= {"equinox", "optax", "optree", "h5py", "opt_einsum", "ml_dtypes"}
 
 
 class Watch:
@@ -193,9 +196,31 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def attempt(watch, load):
+def count_builds():
+    """A list to which our layers and optimizers come, from here on, once they are built."""
+    import jaxlayer_optax
+    from jaxlayer_core.layer import PureLayer
+
+    built = []
+
+    def counting(build):
+        @functools.wraps(build)
+        def wrapper(self, *args, **kwargs):
+            outcome = build(self, *args, **kwargs)
+            built.append(self.name)
+            return outcome
+
+        return wrapper
+
+    for cls in (PureLayer, jaxlayer_optax.OptaxOptimizer):
+        cls.build = counting(cls.build)
+    return built
+
+
+def attempt(watch, load, built):
     """What came of loading: an outcome for JSON."""
     start = time.monotonic()
+    built.clear()
     outcome = {"loaded": False, "error": None, "message": "", "kinds": []}
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     with warnings.catch_warnings(record=True) as caught, watch:
@@ -207,6 +232,7 @@ def attempt(watch, load):
             outcome["error"] = type(error).__name__
             outcome["kinds"] = [kind.__name__ for kind in type(error).__mro__]
             outcome["message"] = str(error)
+            outcome["built"] = list(built)
     faulthandler.cancel_dump_traceback_later()
     outcome["warnings"] = [str(warning.message) for warning in caught]
     outcome["seconds"] = time.monotonic() - start
@@ -222,17 +248,17 @@ def load_all(folder):
 
     import jaxlayer  # noqa: F401
 
-    watch, folder = Watch(), pathlib.Path(folder)
-    good = sorted(folder.glob("good*"))
+    watch, built, folder = Watch(), count_builds(), pathlib.Path(folder)
+    good, flax = sorted(folder.glob("good*")), folder / "good-flax.keras"
     for path in good:  # what this imports, and keeps, is no matter of a file
-        _tell(path, attempt(watch, lambda path=path: load_model(path)))
+        _tell(path, attempt(watch, lambda path=path: load_model(path), built))
     limit_memory()
     for path in sorted(set(folder.glob("*.*")) - {*good}):
         print(json.dumps({"begins": path.name}), flush=True)
         if path.suffix == ".keras":
-            outcome = attempt(watch, lambda path=path: load_model(path))
+            outcome = attempt(watch, lambda path=path: load_model(path), built)
         else:
-            outcome = attempt(watch, lambda path=path: load_weights(path, good[0], watch))
+            outcome = attempt(watch, lambda path=path: load_weights(path, flax, watch), built)
         _tell(path, outcome)
         keras.backend.clear_session(free_memory=False)
 
@@ -242,7 +268,7 @@ def _tell(path, outcome):
 
 
 def load_model(path):
-    """What a model answers, once it is loaded."""
+    """What a model answers, and its optimizer holds, once it is loaded."""
     import keras
     import numpy as np
 
@@ -250,6 +276,8 @@ def load_model(path):
     model.get_config()
     inputs = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
     outputs = keras.tree.flatten(model(inputs))
+    if getattr(model, "optimizer", None) is not None:
+        outputs += [variable.value for variable in model.optimizer.variables]
     return "".join(np.asarray(output).tobytes().hex() for output in outputs)
 
 

@@ -545,6 +545,18 @@ def wrong_types(archive, below=("config", "build_config"), depth=100):
     return cases
 
 
+def spread(cases, most):
+    """At most so many of the cases, from everywhere."""
+    chosen = np.linspace(0, len(cases) - 1, min(most, len(cases))).astype(int)
+    return {name: cases[name] for name in np.array(list(cases))[chosen].tolist()}
+
+
+def of_all(bases, make):
+    """The cases that are made of each archive."""
+    made = {kind: make(base) for kind, base in bases.items()}
+    return {f"{kind} {name}": file for kind, cases in made.items() for name, file in cases.items()}
+
+
 def _is_same(one, other):
     return type(one) is type(other) and one == other
 
@@ -618,7 +630,7 @@ GROUPS = {
     "texts": texts,
     "programs": programs,
     "wrong types": lambda bases: wrong_types(bases["flax"], depth=3),
-    "truncated": lambda bases: truncated(bases["flax"], 150),
-    "flipped": lambda bases: flipped(content(bases["flax"]), 300, seed=0),
+    "truncated": lambda bases: of_all(bases, lambda base: truncated(base, 25)),
+    "flipped": lambda bases: of_all(bases, lambda base: flipped(content(base), 50, seed=0)),
     "zips": lambda bases: zips(bases["flax"]),
 }

@@ -4,14 +4,16 @@ import functools
 import json
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import flax.linen as nn
 import flax.struct
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxlayer import FlaxLayer, HaikuLayer, JaxLayer
+from jaxlayer import EquinoxLayer, FlaxLayer, HaikuLayer, JaxLayer
 from jaxlayer_core.layer import PureLayer
 from jaxlayer_core.program_layer import ProgramLayer
 
@@ -151,6 +153,36 @@ def weight_norm():
     return FlaxLayer(Net(), seed=1)
 
 
+def nnx_lambda():
+    class Net(nnx.Module):
+        def __init__(self, *, rngs):
+            self.first = nnx.Linear(4, 5, rngs=rngs)
+            self.norm = nnx.BatchNorm(5, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.last = nnx.Linear(5, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.dropout(jnp.tanh(self.norm(self.first(x)))))
+
+    return FlaxLayer(Net, seed=1)
+
+
+def equinox_lambda():
+    """With state that is no matter of the batch: a program with `pmean` is for one batch size."""
+
+    def net(key):
+        one, two, three = jax.random.split(key, 3)
+        parts = [
+            eqx.nn.Linear(4, 5, key=one),
+            eqx.nn.Lambda(lambda x: jnp.tanh(x)),
+            eqx.nn.SpectralNorm(eqx.nn.Linear(5, 2, key=two), "weight", key=three),
+            eqx.nn.Dropout(0.5),
+        ]
+        return eqx.nn.Sequential(parts)
+
+    return EquinoxLayer(lambda key: net(key), seed=1)
+
+
 def on_batch(size):
     """Arguments and keywords of each model, for a batch size."""
     return {
@@ -171,6 +203,8 @@ def on_batch(size):
         drawing_key: ((floats(size, 3), jax.random.key(3)), {}),
         statics: ((floats(size, 3), 2.0), {"shift": None}),
         weight_norm: ((floats(size, 3),), {}),
+        nnx_lambda: ((floats(size, 4),), {}),
+        equinox_lambda: ((floats(size, 4),), {}),
     }
 
 

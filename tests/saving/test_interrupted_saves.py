@@ -13,31 +13,49 @@ import numpy as np
 import pytest
 
 from jaxlayer_core import files
+from jaxlayer_core.checkpoints import installed, saving, trees
 from jaxlayer_core.errors import CheckpointError
 
 from .checkpointing import holder, snapshot
 
 SAVING = """
 import sys
+import keras
 import numpy as np
-from jaxlayer import JaxLayer
-layers = []
+from jaxlayer import JaxLayer, replacing
+
+path, how = sys.argv[1:]
+pending = []
+
+def at_once(layer):
+    layer.save_variables(path)
+
+def in_background(layer):
+    pending.append(layer.save_variables(path, wait=False))
+    if len(pending) > 1:
+        pending.pop(0).result()
+
+def by_keras(layer):
+    with replacing(path) as temporary:
+        keras.Sequential([keras.Input((1,)), layer]).save_weights(temporary)
+
+save, layers = globals()[how], []
 for version in range(2):
     params = {f"w{i}": np.full((200, 200), 10.0 * version + i, "float32") for i in range(8)}
     layers.append(JaxLayer(lambda params, inputs: inputs, params=params))
     layers[-1].build((None, 1))
 number = 0
 while True:
-    layers[number % 2].save_variables(sys.argv[1])
+    save(layers[number % 2])
     number += 1
     print(number, flush=True)
 """
 
 
-def start(path):
+def start(path, how="at_once"):
     """A process that saves one version after the other; returns when it has saved two."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SAVING, str(path)],
+        [sys.executable, "-c", SAVING, str(path), how],
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         stdout=subprocess.PIPE,
     )
@@ -53,8 +71,15 @@ def kill(process):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
-@pytest.mark.parametrize("suffix", ["msgpack", "safetensors", "npz", "orbax"])
-def test_a_process_that_is_killed(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [
+        *((suffix, "at_once") for suffix in ("msgpack", "safetensors", "npz", "orbax")),
+        pytest.param("npz", "in_background", marks=pytest.mark.slow),
+        pytest.param("weights.h5", "by_keras", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_killed(tmp_path, suffix, how):
     """At every stop the file is one version, whole; so it is after the kill.
 
     A stopped process looks to others as it does in the moment of its death, so that one process
@@ -63,7 +88,7 @@ def test_a_process_that_is_killed(tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
     layer = holder(**{f"w{i}": np.zeros((200, 200), "float32") for i in range(8)})
     waits = random.Random(0)
-    process = start(path)
+    process = start(path, how)
     moments, seen, ends = 0, set(), time.monotonic() + 4
     try:
         while time.monotonic() < ends and moments < 100:
@@ -78,12 +103,15 @@ def test_a_process_that_is_killed(tmp_path, suffix):
     assert moments > 5
     assert seen == {0, 1}
     version_of(layer, path)
-    layer.save_variables(path)
+    layer.save_variables(path, format="npz" if how == "by_keras" else None)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def version_of(layer, path):
-    layer.load_variables(path)
+    if path.suffix == ".h5":
+        keras.Sequential([keras.Input((1,)), layer]).load_weights(path)
+    else:
+        layer.load_variables(path)
     values = [np.unique(np.asarray(layer.params[f"w{i}"].value)) for i in range(8)]
     version = int(values[0][0]) // 10
     for number, found in enumerate(values):
@@ -104,10 +132,22 @@ def test_processes_that_are_killed_one_after_the_other(tmp_path, suffix):
         assert len(list(tmp_path.iterdir())) <= 3  # the temporary of the last one, at most
 
 
+def alone(layer, path):
+    layer.save_variables(path)
+
+
+def together(layer, path):
+    """As the first of several processes that write one folder."""
+    contents = trees.contents(layer._params, layer._state, copy=False)
+    saving._write_together(path, installed.find(path, None), contents)
+
+
 @pytest.mark.parametrize("step", ["rename", "replace", "fsync"])
-@pytest.mark.parametrize("suffix", ["npz", "orbax"])
+@pytest.mark.parametrize(
+    ("suffix", "write"), [("npz", alone), ("orbax", alone), ("orbax", together)]
+)
 @pytest.mark.parametrize("nth", [0, 1])
-def test_a_death_at_each_step(tmp_path, monkeypatch, suffix, step, nth):
+def test_a_death_at_each_step(tmp_path, monkeypatch, suffix, write, step, nth):
     """As killed right before the nth `rename`, `replace` or `fsync` of our own."""
     path = tmp_path / f"model.{suffix}"
     old, new, read = holder(a=1.0), holder(a=2.0), holder(a=0.0)
@@ -135,13 +175,14 @@ def test_a_death_at_each_step(tmp_path, monkeypatch, suffix, step, nth):
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "os", Dying())
+        patched.setattr(saving, "os", Dying())
         patched.setattr(files, "remove", lambda path: None)  # the dead do not clean up
         with contextlib.suppress(Killed):  # there may be fewer such steps
-            new.save_variables(path)
+            write(new, path)
     read.load_variables(path)
     assert snapshot(read) in (snapshot(old), snapshot(new))
     patch_pid(monkeypatch)
-    new.save_variables(path)
+    write(new, path)
     read.load_variables(path)
     assert snapshot(read) == snapshot(new)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import keras
 import numpy as np
 import pytest
 
 from jaxlayer_core.program import trees
+from jaxlayer_core.program.blobs import Blob
+from jaxlayer_core.program.reading import Reader
 
 from . import program_exercise, program_models
 from .program_models import example, stored
@@ -31,13 +34,15 @@ ELSEWHERE = """
 import importlib.abc, json, sys
 import numpy as np
 
+HIDDEN = ("flax", "haiku", "equinox", "program_models")
+
 class Nothing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("flax", "haiku", "optax", "program_models", "tests"):
+        if name.partition(".")[0] in (*HIDDEN, "optax", "tests"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Nothing())
-for name in ("flax", "haiku", "program_models"):
+for name in HIDDEN:
     try:
         __import__(name)
     except ImportError:
@@ -80,7 +85,7 @@ for name, case in json.load(open(f"{folder}/cases.json")).items():
 
 model = keras.saving.load_model(f"{folder}/model.keras")
 np.savez(f"{folder}/model.npz", **{"0": model.predict(arrays("model-x")[0], verbose=0)})
-print(sorted(n for n in ("flax", "haiku", "program_models") if n in sys.modules))
+print(sorted(n for n in HIDDEN if n in sys.modules))
 """
 
 
@@ -148,3 +153,13 @@ def test_it_does_what_the_model_does(elsewhere, name):
 def test_a_saved_model_is_loaded(elsewhere):
     folder, expected, _ = elsewhere
     np.testing.assert_array_equal(read(folder / "model.npz")[0], expected["model"])
+
+
+@pytest.mark.parametrize("name", program_models.MODELS)
+def test_it_is_for_all_platforms(elsewhere, name):
+    """The stored bytes themselves are, whatever is written beside them."""
+    cases = json.loads((elsewhere[0] / "cases.json").read_text())
+    program = cases[name]["config"]["program"]
+    for digest, blob in program["blobs"].items():
+        content = Blob.read(digest, Reader(blob, "blob")).unpack()
+        assert set(jax.export.deserialize(bytearray(content)).platforms) == {"cpu", "cuda", "tpu"}
