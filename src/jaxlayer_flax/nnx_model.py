@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -67,12 +68,16 @@ class NnxModel:
     def pure(self) -> PureModule:
         """The canonical form."""
         differ = nnx_modes.differ(self._source.parts, self._named)
+        # A module is made without its inputs, so no flag hidden in `**kwargs` can change it.
+        is_made = not nnx_bridge.is_unmade(self._module())
+        settled = dataclasses.replace(self._signature, settled=True) if is_made else None
         return PureModule(
             init=self._init,
             call=self._call,
             signature=self._signature,
             has_modes=bool(self._signature.flags) or differ,
             policy=self._collections.policy,
+            init_signature=settled,
             scopes=((), ()),
             optional_groups=True,
             captures=bool(self._capture),

@@ -136,8 +136,10 @@ def _decoded(value: Node, decoder: Decoder) -> Any:
         raise decoder.failure(f"has {shape!r:.80} for a shape")
     name = decoder.get(value, "dtype", str)
     if name == "key":
-        key = jax.random.key(0)
-        return jax.random.split(key, tuple(shape)) if shape else key
+        data = jax.random.key_data(jax.random.key(0))
+        spec = ArraySpec((*shape, *data.shape), data.dtype)
+        memory.check_fits("A key of an NNX module", [spec])
+        return jax.random.wrap_key_data(jnp.broadcast_to(data, spec.shape))
     try:
         spec = ArraySpec(tuple(shape), jnp.dtype(name))
     except TypeError as error:

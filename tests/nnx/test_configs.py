@@ -1,5 +1,6 @@
 """NNX modules as data: what comes back of them, and what is refused."""
 
+import contextlib
 import json
 import re
 
@@ -99,6 +100,17 @@ HOSTILE = {
     "kind": ('"name": "Param"', '"name": "Linear"', ConfigError, "which is not a variable of NNX"),
     "object": ('"name": "Linear"', '"name": "Param"', ConfigError, "which is not a class of NNX"),
 }
+
+
+def test_a_key_of_a_size_that_nobody_has():
+    """Streams are no weights, but a file says what their keys are like."""
+    text = json.dumps(serialization.encode(nnx.Dropout(0.5, rngs=nnx.Rngs(0))).data)
+    old = '"shape": [], "dtype": "key"'
+    assert old in text
+    for size, outcome in ((3, contextlib.nullcontext()), (2**40, pytest.raises(BuildError))):
+        data = json.loads(text.replace(old, old.replace("[]", f"[{size}]")))
+        with outcome:
+            assert serialization.decode(data).rngs.key[...].shape == (size,)
 
 
 @pytest.mark.parametrize("case", HOSTILE)
