@@ -50,7 +50,7 @@ LAYERS = {
     "equinox": EquinoxLayer,
     "functions": as_layer,
 }
-SAMPLED = {"gradients", "fit", "config", "program"}
+SAMPLED = {"training", "gradients", "fit", "config", "program", "output_spec"}
 """Properties that all but the samples leave to the full run."""
 SEED = 7
 STEPS = 5
