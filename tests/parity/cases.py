@@ -57,8 +57,7 @@ class Case:
         ignores: warnings of the model's own package, as `pytest.mark.filterwarnings` takes them.
         requires: what to type after `pip install`, if something.
         lacks: property of `test_parity.py` that this case cannot have, and why.
-        slow: whether all of it is left to the full run.
-        sample: whether its training belongs to the quick run too.
+        sample: whether it belongs to the quick run too.
     """
 
     name: str
@@ -78,7 +77,6 @@ class Case:
     ignores: tuple[str, ...] = ()
     requires: str = ""
     lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    slow: bool = False
     sample: bool = False
 
     def missing(self) -> str:

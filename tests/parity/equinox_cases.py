@@ -21,29 +21,21 @@ NO_MEANS = {"program": "JAX has no mean over a mapped axis of unknown size"}
 split = jax.random.split
 
 
-def add(name: str, make: Callable[..., Any], inputs: Any, *, slow: bool = True, **kw: Any) -> None:
-    """Adds a case; most are left to the full run.
+def add(name: str, make: Callable[..., Any], inputs: Any, **kw: Any) -> None:
+    """Adds a case.
 
     Args:
         name: of the case.
         make: makes the module of the argument `key`.
         inputs: of the call.
-        slow: whether all of it is left to the full run.
         **kw: the other attributes of `Case`.
     """
-    CASES.append(_case(name, lambda: make, inputs, slow, kw))
+    CASES.add(name, lambda: make, inputs, **kw)
 
 
 def instance(name: str, make: Callable[[Any], Any], inputs: Any, **kw: Any) -> None:
     """Adds a case whose layer is given a module that exists."""
-    kw = {"slow": True, **kw}
-    CASES.append(_case(name, lambda: make(jax.random.key(3)), inputs, kw.pop("slow"), kw))
-
-
-def _case(name: str, make: Callable[[], Any], inputs: Any, slow: bool, kw: dict[str, Any]) -> Any:
-    holder = Cases("equinox")
-    holder.add(name, make, inputs, slow=slow, **kw)
-    return holder[0]
+    CASES.add(name, lambda: make(jax.random.key(3)), inputs, **kw)
 
 
 # ---- equinox.nn -----------------------------------------------------------------------
@@ -51,7 +43,7 @@ partial = functools.partial
 
 add("eqx.nn.Linear", partial(eqx.nn.Linear, 3, 2), floats(4, 3))
 add("eqx.nn.Linear('scalar')", partial(eqx.nn.Linear, "scalar", 2), floats(4))
-add("eqx.nn.MLP", partial(eqx.nn.MLP, 3, 2, 8, 2), floats(4, 3), slow=False, sample=True)
+add("eqx.nn.MLP", partial(eqx.nn.MLP, 3, 2, 8, 2), floats(4, 3), sample=True)
 instance("eqx.nn.MLP, made", lambda key: eqx.nn.MLP(3, "scalar", 8, 1, key=key), floats(4, 3))
 add("eqx.nn.Conv1d", partial(eqx.nn.Conv1d, 3, 4, 3, groups=1, padding=1), floats(2, 3, 8))
 add(
@@ -375,7 +367,6 @@ add(
     "docs: BatchNorm and SpectralNorm",
     Stateful,
     floats(6, 3),
-    slow=False,
     sample=True,
     lacks=NO_MEANS,
 )
@@ -564,7 +555,7 @@ class Tied(eqx.Module):
 
 add("GAN discriminator", Discriminator, floats(3, 1, 8, 8), lacks=NO_MEANS)
 add("eqxvision-like SqueezeNet", SqueezeNet, floats(2, 3, 11, 11))
-add("VAE", VAE, floats(4, 6), slow=False)
+add("VAE", VAE, floats(4, 6))
 add("VAE.encode", VAE, floats(4, 6), method="encode")
 add("own state, whole batches", Running, floats(4, 3), **BATCHES)
 add("integers, NumPy and stop_gradient", Frozen, floats(3, 4))
@@ -592,7 +583,7 @@ def package(name: str, path: str, *args: Any, inputs: Any, **options: Any) -> No
         module, _, cls = path.rpartition(".")
         return partial(getattr(importlib.import_module(module), cls), *args, **options)
 
-    CASES.append(_case(name, make, inputs, True, {"requires": "equimo==1.1.0 einops==0.8.2"}))
+    CASES.add(name, make, inputs, requires="equimo==1.1.0 einops==0.8.2")
 
 
 package("equimo: Mlp", "equimo.layers.ffn.Mlp", 4, dropout_rate=0.3, inputs=floats(2, 3, 4))

@@ -69,13 +69,11 @@ add(
         stax.Dense(2),
     ),
     floats(2, 9, 9, 3),
-    slow=True,
 )
 add(
     "stax residual block",
     lambda: stax.serial(_residual(), stax.AvgPool((2, 2))),
     floats(2, 6, 6, 3),
-    slow=True,
 )
 add(
     "stax dropout",
@@ -88,7 +86,6 @@ add(
         stax.parallel(stax.Dense(4), stax.Dense(4)), stax.FanInConcat(), stax.Dense(2)
     ),
     given((f32(4, 3), f32(4, 5))),
-    slow=True,
 )
-add("init and apply of an object", _plain, floats(4, 3), slow=True)
+add("init and apply of an object", _plain, floats(4, 3))
 add("apply with rng and train", _noisy, floats(4, 3), **TRAIN)

@@ -70,14 +70,12 @@ add(
     "hk.nets.ResNet18",
     lambda: _resnet18(resnet_v2=False),
     floats(1, 32, 32, 3),
-    slow=True,
     **IS_TRAINING,
 )
 add(
     "hk.nets.ResNet18(v2)",
     lambda: _resnet18(resnet_v2=True),
     floats(1, 32, 32, 3),
-    slow=True,
     **IS_TRAINING,
 )
 add(
@@ -93,7 +91,6 @@ add(
     ),
     floats(2, 16, 16, 3),
     **IS_TRAINING,
-    slow=True,
 )
 add(
     "hk.nets.MobileNetV1",
@@ -104,7 +101,6 @@ add(
     ),
     floats(2, 16, 16, 3),
     **IS_TRAINING,
-    slow=True,
 )
 add(
     "hk.nets.VectorQuantizer",
@@ -715,7 +711,7 @@ def _lm():
     return hk.transform(forward)
 
 
-add("hk example: transformer LM", _lm, given(ids(2, 6, n=13)), **IS_TRAINING, slow=True)
+add("hk example: transformer LM", _lm, given(ids(2, 6, n=13)), **IS_TRAINING)
 
 
 def _lm_loss():
@@ -737,7 +733,6 @@ add(
     _lm_loss,
     given({"obs": ids(2, 6, n=13), "target": ids(2, 6, n=13, seed=1)}),
     **IS_TRAINING,
-    slow=True,
 )
 
 
@@ -825,7 +820,6 @@ add(
     lambda: hk.transform(lambda ts, s: ImpalaNet().unroll(ts, s)),
     _impala_inputs,
     batched=False,
-    slow=True,
 )
 
 
@@ -852,7 +846,6 @@ add(
     _imagenet_jmp,
     given({"images": f32(2, 16, 16, 3), "labels": ids(2, n=4)}),
     **IS_TRAINING,
-    slow=True,
 )
 
 

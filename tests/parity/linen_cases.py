@@ -892,14 +892,12 @@ add(
     lambda: FlaxResNet((1, 1), 5),
     floats(2, 16, 16, 3),
     **TRAIN,
-    slow=True,
 )
 add(
     "flax example: imagenet ResNet bf16",
     lambda: FlaxResNet((1, 1), 5, dtype=jnp.bfloat16),
     floats(2, 16, 16, 3),
     **TRAIN,
-    slow=True,
 )
 
 
@@ -1016,7 +1014,6 @@ add(
     eval_attrs={"teacher_force": False},
     rngs=("lstm",),
     layer={"training_arg": "teacher_force"},
-    slow=True,
 )
 
 
@@ -1123,7 +1120,6 @@ add(
     given(ids(2, 5, n=12) + 1, ids(2, 4, n=12, seed=1) + 1),
     rngs=("dropout",),
     **_CFG,
-    slow=True,
 )
 add(
     "flax example: wmt transformer with Nones by keyword",
@@ -1136,7 +1132,6 @@ add(
     ),
     rngs=("dropout",),
     **_CFG,
-    slow=True,
 )
 add(
     "flax example: wmt transformer.encode",
@@ -1167,7 +1162,6 @@ add(
     "flax example: ppo ActorCritic (uint8)",
     lambda: ActorCritic(),
     given(ids(2, 12, 12, 4, n=255, dtype="uint8")),
-    slow=True,
 )
 
 
@@ -1231,7 +1225,6 @@ add(
     given(_graph()),
     rngs=("dropout",),
     **by_attribute(DETERMINISTIC),
-    slow=True,
 )
 
 
@@ -1264,7 +1257,6 @@ add(
     given(ids(2, 5, n=11), np.array([3, 5], "int32")),
     rngs=("dropout", "word_dropout"),
     **DETERMINISTIC,
-    slow=True,
 )
 
 
@@ -1376,7 +1368,6 @@ add(
     given(f32(2, 8, 8, 3), ids(2, n=100), f32(2, 3, 6)),
     rngs=("dropout",),
     **TRAIN,
-    slow=True,
 )
 add(
     "diffusion U-Net (Python int timestep, return_dict=False)",

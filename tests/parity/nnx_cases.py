@@ -340,14 +340,12 @@ add(
     published("mamba2_jax.modeling.Mamba2Forecaster", 3, **SIZES, chunk_size=4),
     floats(2, 8, 3),
     requires="mamba2-jax==1.1.2",
-    slow=True,
 )
 add(
     "mamba3-jax forecaster (nnx)",
     published("mamba3_jax.modeling.Mamba3Forecaster", 3, **SIZES, chunk_size=4),
     floats(2, 8, 3),
     requires="mamba3-jax==1.0.1",
-    slow=True,
 )
 add(
     "jraphx GCN (nnx)",
@@ -355,7 +353,6 @@ add(
     given(f32(5, 3), np.array([[0, 1, 2, 3], [1, 2, 3, 4]], "int32")),
     batched=False,
     requires="jraphx==0.1.0",
-    slow=True,
 )
 add(
     "jraphx GAT (nnx)",
@@ -363,12 +360,10 @@ add(
     given(f32(5, 3), np.array([[0, 1, 2, 3], [1, 2, 3, 4]], "int32")),
     batched=False,
     requires="jraphx==0.1.0",
-    slow=True,
 )
 add(
     "jraphx MLP (nnx)",
     published("jraphx.nn.models.MLP", [3, 4, 2], dropout_rate=0.3, norm="batch_norm"),
     floats(4, 3),
     requires="jraphx==0.1.0",
-    slow=True,
 )

@@ -136,12 +136,8 @@ class GCN(nn.Module):
 
 
 _JRAPH = {"requires": "jraph", "batched": False}
-haiku.add(
-    "jraph.GraphNetwork (GraphsTuple in, out)", _graph_network, _graph(2, 3), **_JRAPH, slow=True
-)
-haiku.add(
-    "jraph.InteractionNetwork (globals=None)", _interaction_network, _graph(), **_JRAPH, slow=True
-)
+haiku.add("jraph.GraphNetwork (GraphsTuple in, out)", _graph_network, _graph(2, 3), **_JRAPH)
+haiku.add("jraph.InteractionNetwork (globals=None)", _interaction_network, _graph(), **_JRAPH)
 haiku.add("jraph.GAT (edges=None)", _graph_attention, _graph(None), **_JRAPH)
 linen.add(
     "jraph.GraphNetwork (attribute flag)",
@@ -150,7 +146,6 @@ linen.add(
     rngs=DROPOUT,
     **_JRAPH,
     **by_attribute(DETERMINISTIC),
-    slow=True,
 )
 linen.add("jraph.GraphConvolution", GCN, _graph(None), **_JRAPH)
 linen.add(
@@ -202,15 +197,13 @@ linen.add(
     MessagePassing,
     given(*_ATOMS, np.array([0, 0, 1, 1], "int32"), 2),
     **_E3X,
-    slow=True,
 )
-linen.add("e3x message passing (defaults None)", MessagePassing, given(*_ATOMS), **_E3X, slow=True)
+linen.add("e3x message passing (defaults None)", MessagePassing, given(*_ATOMS), **_E3X)
 linen.add(
     "e3x.nn.Tensor",
     attribute("e3x.nn.Tensor", max_degree=2),
     given(f32(3, 1, 4, 2), f32(3, 1, 4, 2, seed=1)),
     requires="e3x",
-    slow=True,
 )
 linen.add(
     "e3x.nn.SelfAttention",
@@ -223,7 +216,6 @@ linen.add(
         num_segments=3,
     ),
     **_E3X,
-    slow=True,
 )
 
 
@@ -251,9 +243,7 @@ def _irreps():
     return (e3nn.IrrepsArray("2x0e + 1o", f32(3, 5)),), {}
 
 
-haiku.add(
-    "e3nn-jax gate (IrrepsArray in, out)", _e3nn_gate, _irreps, requires="e3nn-jax", slow=True
-)
+haiku.add("e3nn-jax gate (IrrepsArray in, out)", _e3nn_gate, _irreps, requires="e3nn-jax")
 linen.add("e3nn-jax Linear (IrrepsArray in, out)", _e3nn_linear, _irreps, requires="e3nn-jax")
 
 
@@ -294,7 +284,6 @@ linen.add(
     ),
     requires="--no-deps jax-md e3nn-jax jraph ml-collections sympy mpmath attrs",
     batched=False,
-    slow=True,
 )
 
 
@@ -315,7 +304,6 @@ for _name, _options in (("", {}), (", triangle pairs", {"tri_pair": True})):
         _residues,
         requires="jaxfvld",
         batched=False,
-        slow=True,
     )
 
 
@@ -336,7 +324,6 @@ linen.add(
     AbLangBlock,
     given(ids(1, 4, n=20), np.ones((1, 4), "float32"), return_attn=False),
     requires="ablanx",
-    slow=True,
 )
 
 # ---- distributions and flows: distrax, surjectors, ott-jax ------------------------------
@@ -383,7 +370,6 @@ haiku.add(
     floats(3, 4),
     requires="distrax",
     ignores=TFP,
-    slow=True,
 )
 linen.add(
     "distrax policy (Distribution out)",
@@ -391,7 +377,6 @@ linen.add(
     floats(3, 4),
     requires="distrax",
     ignores=TFP,
-    slow=True,
     lacks=NO_SYMBOLS,
 )
 
@@ -436,7 +421,7 @@ def _autoregressive_flow():
     return hk.transform(call)
 
 
-_SURJECTORS = {"requires": "surjectors distrax", "ignores": TFP, "slow": True}
+_SURJECTORS = {"requires": "surjectors distrax", "ignores": TFP}
 haiku.add("surjectors funnel flow", _funnel, floats(4, 6), **_SURJECTORS)
 haiku.add(
     "surjectors MAF, the method a string argument",
@@ -454,7 +439,6 @@ _OTT = {
     "requires": "--no-deps ott-jax jaxopt lineax equinox diffrax optimistix jaxtyping "
     "wadler-lindig tqdm",
     "ignores": ("JAXopt is no longer maintained:DeprecationWarning",),
-    "slow": True,
 }
 _ICNN = {"dim_data": 2, "dim_hidden": [4, 4], "pos_weights": True}
 linen.add("ott ICNN", _ott("icnn.ICNN", **_ICNN), floats(3, 2), **_OTT)
@@ -497,7 +481,6 @@ haiku.add(
     requires="rlax",
     ignores=(*TFP, "Rlax epsilon_greedy will be deprecated:PendingDeprecationWarning"),
     batched=False,
-    slow=True,
 )
 
 
@@ -517,7 +500,6 @@ _DOPAMAX = {
     "requires": "--no-deps dopamax distrax tfp-nightly brax gymnax pgx flashbax",
     "ignores": TFP,
     "lacks": NO_SYMBOLS,
-    "slow": True,
 }
 haiku.add("dopamax actor-critic", _dopamax("shared"), floats(2, 5), **_DOPAMAX)
 haiku.add("dopamax policy (Distribution out)", _dopamax(None), floats(2, 5), **_DOPAMAX)
@@ -540,7 +522,6 @@ haiku.add(
     requires="pgx",
     train={"is_eval": False},
     eval={"is_eval": True},
-    slow=True,
 )
 
 
@@ -557,7 +538,7 @@ def _addition():
     return (onehots(2, 5, size), onehots(2, 4, size, 1)), {}
 
 
-_EVOJAX = {"requires": "--no-deps evojax pillow", "slow": True}
+_EVOJAX = {"requires": "--no-deps evojax pillow"}
 linen.add(
     "evojax MLP (string attribute)",
     attribute("evojax.policy.mlp.MLP", feat_dims=[6], out_dim=2, out_fn="softmax"),
@@ -622,7 +603,6 @@ linen.add(
     _botnet,
     floats(1, 32, 32, 3),
     requires="bottleneck-transformer-flax",
-    slow=True,
     **TRAIN,
 )
 linen.add(
@@ -631,7 +611,6 @@ linen.add(
     floats(1, 32, 32, 3),
     requires="transformer-in-transformer-flax",
     ignores=("SelfAttention will be deprecated:DeprecationWarning",),
-    slow=True,
 )
 linen.add(
     "local-attention-flax (unbatched)",
@@ -640,7 +619,7 @@ linen.add(
     requires="local-attention-flax",
     batched=False,
 )
-_FLAXMODELS = {"requires": "--no-deps flaxmodels tqdm requests regex pillow", "slow": True}
+_FLAXMODELS = {"requires": "--no-deps flaxmodels tqdm requests regex pillow"}
 linen.add(
     "flaxmodels.ResNet18",
     attribute(
@@ -671,7 +650,6 @@ linen.add(
     rngs=DROPOUT,
     **_JAX_MODELS,
     **DETERMINISTIC,
-    slow=True,
 )
 linen.add(
     "jax-models MLPMixer by attribute",
@@ -694,7 +672,6 @@ linen.add(
     floats(2, 8, 8, 3),
     **_JAX_MODELS,
     **DETERMINISTIC,
-    slow=True,
 )
 linen.add(
     "jax-models CaiT",
@@ -711,7 +688,6 @@ linen.add(
     ),
     floats(2, 16, 16, 3),
     rngs=("dropout", "drop_path"),
-    slow=True,
     **_JAX_MODELS,
     **DETERMINISTIC,
 )
@@ -731,12 +707,11 @@ linen.add(
     ),
     floats(2, 8, 8, 3),
     rngs=("dropout", "drop_path", "noise"),
-    slow=True,
     **_JAX_MODELS,
     **DETERMINISTIC,
 )
 
-_FLAXDIFF = {"requires": "--no-deps flaxdiff einops", "slow": True}
+_FLAXDIFF = {"requires": "--no-deps flaxdiff einops"}
 _NOISED = given(f32(1, 8, 8, 3), f32(1), f32(1, 3, 8))
 linen.add(
     "flaxdiff Unet (dict configs as attributes)",
@@ -799,7 +774,6 @@ linen.add(
     ),
     requires="--no-deps vidax",
     batched=False,
-    slow=True,
 )
 
 # ---- sequences --------------------------------------------------------------------------
@@ -825,14 +799,12 @@ linen.add(
     _state_space("lru", True),
     given(ids(2, 8, n=11)),
     **_STATE_SPACE,
-    slow=True,
 )
 linen.add(
     "long-range-models S5 (complex inside)",
     _state_space("s5", False),
     floats(2, 8, 3),
     **_STATE_SPACE,
-    slow=True,
 )
 linen.add(
     "jaxformers Transformer (attribute training)",
@@ -852,7 +824,6 @@ linen.add(
     given(ids(2, 5, n=11), ids(2, 5, n=11, seed=1), None),
     rngs=DROPOUT,
     requires="--no-deps jaxformers",
-    slow=True,
     **by_attribute(TRAINING),
 )
 
@@ -873,7 +844,6 @@ linen.add(
     rngs=DROPOUT,
     requires="nano-moe-jax",
     **DETERMINISTIC,
-    slow=True,
 )
 
 
@@ -899,7 +869,6 @@ def _griffin():
 
 _GRIFFIN = {
     "requires": "--no-deps recurrentgemma einops jaxtyping typeguard==2.13.3 sentencepiece",
-    "slow": True,
 }
 linen.add(
     "recurrentgemma Griffin (cache out)",
@@ -931,7 +900,6 @@ linen.add(
     rngs=("dropout", "noise"),
     requires="--no-deps BwETAF tqdm matplotlib huggingface_hub",
     ignores=("jax.experimental.pjit.pjit has been deprecated:DeprecationWarning",),
-    slow=True,
     **TRAINING,
 )
 _GATED_RNN = attribute(
@@ -959,7 +927,6 @@ for _name, _kwargs in (("", {}), (", carry given", {"carry": f32(2, 2, 8), "mask
         rngs=DROPOUT,
         requires="flax-gated-linear-rnn",
         batched=not _kwargs,
-        slow=True,
         **TRAINING,
     )
 
@@ -990,7 +957,6 @@ linen.add(
     attribute("underPINN.nn.mlp.GatedMLP", layers=[2, 8, 8, 3]),
     floats(3, 2),
     requires="--no-deps underpinn matplotlib",
-    slow=True,
 )
 
 # ---- transformers 4 and diffusers: the modules, without PyTorch -------------------------
@@ -1009,7 +975,7 @@ def _transformers(path: str, config: str, **options: Any) -> Callable[[], Any]:
     return make
 
 
-_TRANSFORMERS = {"requires": "transformers==4.53.3", "rngs": DROPOUT, "slow": True}
+_TRANSFORMERS = {"requires": "transformers==4.53.3", "rngs": DROPOUT}
 _SMALL = {
     "hidden_size": 8,
     "num_hidden_layers": 1,
@@ -1142,7 +1108,6 @@ linen.add(
 _DIFFUSERS = {
     "requires": "--no-deps diffusers==0.34.0 huggingface-hub<1 safetensors regex filelock "
     "requests tqdm pillow importlib_metadata zipp",
-    "slow": True,
 }
 _AUTOENCODER = attribute(
     "diffusers.models.vae_flax.FlaxAutoencoderKL",

@@ -50,8 +50,6 @@ LAYERS = {
     "equinox": EquinoxLayer,
     "functions": as_layer,
 }
-SAMPLED = {"training", "gradients", "fit", "config", "program", "output_spec"}
-"""Properties that all but the samples leave to the full run."""
 SEED = 7
 STEPS = 5
 LEARNING_RATE = 1e-4
@@ -71,7 +69,7 @@ def pytest_generate_tests(metafunc):
     for case in CASES:
         marks = [pytest.mark.xdist_group(case.name)]
         marks += [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in case.ignores]
-        if case.slow or (prop in SAMPLED and not case.sample):
+        if not case.sample:
             marks.append(pytest.mark.slow)
         if prop in case.lacks:
             marks.append(pytest.mark.skip(reason=f"{case.name}: {case.lacks[prop]}"))
