@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 import types
 from importlib import metadata
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from .cases import Case
 
@@ -39,11 +41,8 @@ def give_names(obj: Any) -> None:
 
 def packages(case: Case) -> list[str]:
     """Import names of the packages that a case is from: its distributions' and our own."""
-    wanted = {_normal(re.split("[=<>!~]", word)[0]) for word in case.requires.split()}
+    words = [word for word in case.requires.split() if not word.startswith("-")]
+    wanted = {canonicalize_name(Requirement(word).name) for word in words}
     names = metadata.packages_distributions().items()
-    found = [name for name, distributions in names if wanted & {*map(_normal, distributions)}]
+    found = [name for name, own in names if wanted & {*map(canonicalize_name, own)}]
     return [*filter(str.isidentifier, found), __package__, MODULE.__name__]
-
-
-def _normal(distribution: str) -> str:
-    return re.sub("[-_.]+", "-", distribution).lower()
